@@ -1,0 +1,79 @@
+# Granary's make targets; `make` alone lists them.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+TAGS    := grpcnotrace
+LDFLAGS := -s -w -X main.version=$(VERSION)
+GOFILES := $(shell find . -name '*.go' -not -path './.git/*' 2>/dev/null)
+
+# The race detector needs cgo and a C compiler; `make setup` installs one.
+# TEST_RACE= runs without it.
+TEST_RACE ?= -race
+# Narrow a test run: make test-unit PKG=./pkg/dedup/... RUN=Seal
+PKG ?= ./cmd/... ./pkg/... ./test/rig/... ./test/style/...
+RUN ?= .
+
+##@ The two commands
+
+.PHONY: demo
+demo: setup build ## run the main job on real data over the CSI socket and check it (under two minutes)
+	$(GO) build -tags $(TAGS) -trimpath -buildvcs=false -o bin/granary-demo ./test/demo
+	bin/granary-demo -granary bin/granary
+
+.PHONY: test
+test: setup test-unit test-device ## run all tests: unit, model and real devices, with -race
+
+##@ Parts of them
+
+.PHONY: test-unit
+test-unit: ## unit and model tests alone (needs no root)
+	CGO_ENABLED=$(if $(TEST_RACE),1,0) $(GO) test $(TEST_RACE) -tags $(TAGS) -timeout 20m -run '$(RUN)' $(PKG)
+
+.PHONY: test-device
+test-device: ## tests on real block devices and file systems alone (root, /dev/fuse)
+	GRANARY_DEVICE_TESTS=require GRANARY_DEVICE_RACE=$(if $(TEST_RACE),1,0) \
+		$(GO) test -tags $(TAGS) -count=1 -timeout 25m -run '$(RUN)' ./test/device
+
+.PHONY: setup
+setup: ## install the Debian packages that are missing; say what else is
+	@hack/setup.sh
+
+##@ Building
+
+.PHONY: build
+build: ## build the static binary bin/granary
+	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/granary ./cmd/granary
+
+.PHONY: fmt
+fmt: ## format the Go files
+	gofmt -w $(GOFILES)
+
+.PHONY: lint
+lint: ## check formatting, go vet, package docs and import layers
+	@out=$$(gofmt -l $(GOFILES)); if [ -n "$$out" ]; then echo "not formatted (make fmt):"; echo "$$out"; exit 1; fi
+	$(GO) vet -tags $(TAGS) ./...
+	$(GO) test -count=1 ./test/style
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
+
+##@ Measuring
+
+.PHONY: bench
+bench: setup build ## compare the attached device with a plain loop device, by fio (under five minutes)
+	$(GO) build -tags $(TAGS) -trimpath -buildvcs=false -o bin/granary-bench ./test/bench
+	bin/granary-bench -granary bin/granary -out bin/bench.json
+
+##@ Help
+
+.PHONY: help
+help: ## print this list
+	@awk 'BEGIN {FS = ":.*## "} \
+		/^##@ / {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo

@@ -1,0 +1,268 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
+
+	"github.com/k8ns/granary/pkg/admin"
+	"github.com/k8ns/granary/pkg/attach"
+	"github.com/k8ns/granary/pkg/blockstore"
+	"github.com/k8ns/granary/pkg/driver"
+	"github.com/k8ns/granary/pkg/export"
+	"github.com/k8ns/granary/pkg/vfs"
+)
+
+const (
+	// callsEnd is how long calls that run may take to end at shutdown.
+	callsEnd = 20 * time.Second
+	// volumesEnd is how long attached volumes may take to be synced and ended.
+	volumesEnd = 2 * time.Minute
+)
+
+// serveOptions are the flags of granary serve.
+type serveOptions struct {
+	endpoint string
+	nodeID   string
+	logLevel slog.Level
+	journal  sizeFlag
+	cache    sizeFlag
+	reserve  sizeFlag
+	buffers  sizeFlag
+}
+
+func (a *app) serveCommand() *cobra.Command {
+	o := serveOptions{buffers: 64 << 20}
+	cmd := &cobra.Command{
+		Use:   "serve --endpoint unix:///PATH",
+		Short: "Run the daemon: CSI driver and storage engine",
+		Long: `Run the daemon: CSI driver and storage engine. Everything it needs is in the data
+directory, which it makes if need be.
+
+SIGTERM or SIGINT syncs and ends what is attached, closes the store and exits with 0; a
+second one exits at once, which loses nothing that was acknowledged.`,
+		Args: cobra.NoArgs,
+		RunE: a.action(func(ctx context.Context, _ []string) error { return a.serve(ctx, o) }),
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&o.endpoint, "endpoint", "", "CSI socket, as unix:///run/granary/csi.sock; without it only the commands are served")
+	flags.StringVar(&o.nodeID, "node-id", "", "name of this node in volume IDs and topology; never change it (default the host name)")
+	flags.Var(&o.journal, "journal-size", "budget for journal segments on the disk, preallocated as used (default 512MiB)")
+	flags.Var(&o.cache, "cache-size", "memory for decoded data (default 128MiB)")
+	flags.Var(&o.reserve, "reserve-size", "disk space set aside for working on a full disk (default 64MiB)")
+	flags.Var(&o.buffers, "buffer-size", "memory for requests of the block devices")
+	flags.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	return a.withDataDir(cmd)
+}
+
+// serve runs the daemon until ctx ends or a signal comes.
+func (a *app) serve(ctx context.Context, o serveOptions) error {
+	socket, err := parseEndpoint(o.endpoint)
+	if err != nil {
+		return err
+	}
+	if o.nodeID == "" {
+		if o.nodeID, err = os.Hostname(); err != nil {
+			return fmt.Errorf("host name: %w: give --node-id", err)
+		}
+	}
+	if err := driver.CheckNodeID(o.nodeID); err != nil {
+		return usageError("%w: give --node-id", err)
+	}
+	if a.dataDir, err = filepath.Abs(a.dataDir); err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: o.logLevel}))
+	klog.SetSlogLogger(log.With("component", "mount-utils"))
+	ctx, stop := untilSignal(ctx, log)
+	defer stop()
+
+	d := &daemon{dataDir: a.dataDir, socket: socket, o: o, log: log}
+	err = d.start(ctx)
+	if err == nil {
+		log.Info("ready", "version", readVersion().Version, "data_dir", d.dataDir, "endpoint", o.endpoint,
+			"node_id", o.nodeID, "store_id", d.store.ID())
+		err = d.wait(ctx)
+	}
+	return errors.Join(err, d.stop())
+}
+
+// parseEndpoint takes the path out of unix:///path. There is no other kind: the socket's
+// mode is what protects it.
+func parseEndpoint(endpoint string) (path string, err error) {
+	if endpoint == "" {
+		return "", nil
+	}
+	path, ok := strings.CutPrefix(endpoint, "unix://")
+	if !ok || !filepath.IsAbs(path) {
+		return "", usageError("--endpoint %q: give a Unix socket with its full path, as unix:///run/granary/csi.sock", endpoint)
+	}
+	return path, nil
+}
+
+// untilSignal ends the context with the first SIGTERM or SIGINT and the process with
+// the second.
+func untilSignal(ctx context.Context, log *slog.Logger) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	done := make(chan struct{})
+	go func() {
+		for first := true; ; first = false {
+			select {
+			case s := <-signals:
+				if !first {
+					log.Warn("second signal: leaving at once", "signal", s.String())
+					os.Exit(exitFailed)
+				}
+				log.Info("stopping", "signal", s.String())
+				cancel()
+			case <-done:
+				return
+			}
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(done)
+		cancel()
+	}
+}
+
+// daemon is what granary serve consists of. start fills it in, in this order; stop
+// takes it apart in the other direction, whatever there is.
+type daemon struct {
+	dataDir string
+	socket  string
+	o       serveOptions
+	log     *slog.Logger
+
+	store       *blockstore.Store
+	endWork     context.CancelFunc // ends background work
+	buffers     *export.Buffers
+	attachments *attach.Attachments
+	admin       *admin.Server
+	driver      *driver.Driver
+
+	running sync.WaitGroup // background work and the two servers
+	failed  chan error     // a server gave up
+}
+
+// start opens the store, clears what a killed daemon left, and serves.
+func (d *daemon) start(ctx context.Context) (err error) {
+	d.failed = make(chan error, 2)
+	d.store, err = blockstore.Open(vfs.NewOS(), d.dataDir, blockstore.Options{
+		Logger:       d.log,
+		JournalBytes: int64(d.o.journal),
+		CacheBytes:   int64(d.o.cache),
+		ReserveBytes: int64(d.o.reserve),
+	})
+	if errors.Is(err, blockstore.ErrLocked) {
+		return fmt.Errorf("another daemon is running on %s: %w", d.dataDir, err)
+	}
+	if err != nil {
+		return err
+	}
+	if d.buffers, err = export.NewBuffers(int64(d.o.buffers)); err != nil {
+		return err
+	}
+	host := export.NewHost()
+	d.attachments = attach.New(attach.Engine(d.store), host, attach.Options{Buffers: d.buffers, Logger: d.log})
+	// What cannot be cleared keeps only its own volume from working.
+	if err := d.attachments.ClearDead(ctx); err != nil {
+		d.log.Error("not everything that a killed daemon left could be cleared", "err", err)
+	}
+	work, cancel := context.WithCancel(context.Background())
+	d.endWork = cancel
+	d.running.Go(func() { d.store.Run(work) })
+
+	d.admin = admin.NewServer(d.store, d.attachments, d.log)
+	if err := d.listen(admin.SocketPath(d.dataDir), d.admin.Serve); err != nil {
+		return err
+	}
+	if d.socket == "" {
+		return nil
+	}
+	d.driver, err = driver.New(d.store, d.attachments, host, driver.Options{
+		NodeID: d.o.nodeID, Version: readVersion().Version, Logger: d.log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(d.socket), 0o750); err != nil {
+		return err
+	}
+	return d.listen(d.socket, d.driver.Serve)
+}
+
+// listen serves on a Unix socket.
+func (d *daemon) listen(path string, serve func(net.Listener) error) error {
+	ln, err := admin.Listen(path)
+	if err != nil {
+		return err
+	}
+	d.running.Go(func() {
+		if err := serve(ln); err != nil {
+			d.failed <- err
+		}
+	})
+	return nil
+}
+
+// wait waits for a signal, or for a server that fails.
+func (d *daemon) wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-d.failed:
+		return err
+	}
+}
+
+// stop takes no more calls, ends what is attached, and closes the store.
+func (d *daemon) stop() error {
+	if d.store == nil {
+		return nil
+	}
+	var failed []error
+	if d.driver != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), callsEnd)
+		d.driver.Stop(ctx)
+		cancel()
+	}
+	if d.admin != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), callsEnd)
+		failed = append(failed, d.admin.Close(ctx))
+		cancel()
+	}
+	if d.attachments != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), volumesEnd)
+		failed = append(failed, d.attachments.Shutdown(ctx))
+		cancel()
+	}
+	if d.endWork != nil {
+		d.endWork()
+	}
+	d.running.Wait()
+	failed = append(failed, d.store.Close())
+	if d.buffers != nil {
+		d.buffers.Close()
+	}
+	if err := errors.Join(failed...); err != nil {
+		return err
+	}
+	d.log.Info("stopped")
+	return nil
+}

@@ -1,0 +1,395 @@
+package attach_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/k8ns/granary/pkg/attach"
+	"github.com/k8ns/granary/pkg/attach/attachtest"
+	"github.com/k8ns/granary/pkg/blockstore"
+	"github.com/k8ns/granary/pkg/export"
+)
+
+// world is one store on one machine; boot starts a daemon in it.
+type world struct {
+	t      *testing.T
+	trace  *attachtest.Trace
+	engine *attachtest.Engine
+	host   *testHost
+	*attach.Attachments
+}
+
+// testHost has a mount point that cannot be unmounted.
+type testHost struct {
+	*attachtest.Host
+	unmountable string
+}
+
+func (h *testHost) Unmount(target string) error {
+	if target == h.unmountable {
+		return export.ErrInUse
+	}
+	return h.Host.Unmount(target)
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	trace := new(attachtest.Trace)
+	w := &world{t: t, trace: trace, engine: attachtest.NewEngine(trace), host: &testHost{Host: attachtest.NewHost(trace)}}
+	w.boot()
+	return w
+}
+
+func (w *world) boot() {
+	w.Attachments = attach.New(w.engine, w.host, attach.Options{})
+	attach.SetSystem(w.Attachments, func() ([]string, error) { return w.host.Attached(), nil },
+		func(string) error { return nil })
+}
+
+// kill ends the daemon as kill -9 does, and starts another one.
+func (w *world) kill() {
+	w.t.Helper()
+	w.trace.CrashIn(0)
+	for _, device := range w.host.Attached() {
+		if err := w.host.Kill(device); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	w.engine.Reopen()
+	w.boot()
+}
+
+func (w *world) volume(name string) string {
+	w.t.Helper()
+	info, err := w.engine.CreateVolume(blockstore.VolumeSpec{Name: name, SizeBytes: 8 << 20})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return info.ID
+}
+
+func (w *world) mustAttach(id string) string {
+	w.t.Helper()
+	device, err := w.Attach(context.Background(), id)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return device
+}
+
+// mount makes a filesystem on a device and mounts it on a new directory, on record.
+func (w *world) mount(id, device string) (target string) {
+	w.t.Helper()
+	target = w.t.TempDir()
+	l, err := w.Lock(id)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer l.Unlock()
+	ctx := context.Background()
+	if err := errors.Join(w.host.Mkfs(ctx, device, "ext4", nil), l.AddMount(target),
+		w.host.Mount(ctx, device, target, "ext4", nil)); err != nil {
+		w.t.Fatal(err)
+	}
+	return target
+}
+
+func TestAttachAndDetachCanBeRepeated(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	id := w.volume("a")
+	device := w.mustAttach(id)
+	want := []string{"open", "record", "attach", "record device"}
+	if got := w.trace.Steps(); !slices.Equal(got, want) {
+		t.Errorf("steps of attach: %q, want %q", got, want)
+	}
+	if again := w.mustAttach(id); again != device {
+		t.Errorf("second attach: %s, want %s", again, device)
+	}
+	if got := w.trace.Steps(); len(got) > 0 {
+		t.Errorf("steps of the second attach: %q", got)
+	}
+	if got, ok := w.Device(id); !ok || got != device {
+		t.Errorf("Device = %s, %v", got, ok)
+	}
+	for range 2 {
+		if err := w.Detach(ctx, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want = []string{"flush", "detach", "close", "remove record"}
+	if got := w.trace.Steps(); !slices.Equal(got, want) {
+		t.Errorf("steps of detach: %q, want %q", got, want)
+	}
+	if got := w.host.Attached(); len(got) > 0 {
+		t.Errorf("still attached: %q", got)
+	}
+}
+
+func TestAttachRawSetsUsedBeforeTheDevice(t *testing.T) { // I11
+	w := newWorld(t)
+	id := w.volume("a")
+	if _, err := w.AttachRaw(context.Background(), id); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"state used", "open", "record", "attach", "record device"}
+	if got := w.trace.Steps(); !slices.Equal(got, want) {
+		t.Errorf("steps: %q, want %q", got, want)
+	}
+}
+
+func TestDetachRefusesMounted(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	id := w.volume("a")
+	device := w.mustAttach(id)
+	target := w.mount(id, device)
+	for name, op := range map[string]func() error{
+		"detach": func() error { return w.Detach(ctx, id) },
+		"delete": func() error { return w.Delete(ctx, id) },
+	} {
+		err := op()
+		if !errors.Is(err, blockstore.ErrInUse) || !strings.Contains(err.Error(), target) || !strings.Contains(err.Error(), device) {
+			t.Errorf("%s: %v; want ErrInUse with %s and %s", name, err, device, target)
+		}
+	}
+	if err := w.host.Unmount(target); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Delete(ctx, id); !errors.Is(err, blockstore.ErrInUse) {
+		t.Errorf("delete of an attached volume: %v", err)
+	}
+	if err := errors.Join(w.Detach(ctx, id), w.Delete(ctx, id)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDetachOfAFailedVolume(t *testing.T) {
+	w := newWorld(t)
+	id := w.volume("a")
+	w.mustAttach(id)
+	w.engine.Fail("Flush", blockstore.ErrFailed)
+	if err := w.Detach(context.Background(), id); err == nil {
+		t.Fatal("detached although the flush failed")
+	}
+	if _, ok := w.Device(id); !ok {
+		t.Fatal("gone after an error")
+	}
+	w.engine.SetFailed(id, "the journal's disk is gone")
+	if err := w.Detach(context.Background(), id); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.host.Attached(); len(got) > 0 {
+		t.Errorf("still attached: %q", got)
+	}
+}
+
+func TestResize(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	id := w.volume("a")
+	device := w.mustAttach(id)
+	w.trace.Steps()
+	info, err := w.Resize(ctx, id, 16<<20)
+	if err != nil || info.SizeBytes != 16<<20 {
+		t.Fatalf("Resize = %d, %v", info.SizeBytes, err)
+	}
+	if got, want := w.trace.Steps(), []string{"resize volume", "grow device"}; !slices.Equal(got, want) {
+		t.Errorf("steps: %q, want %q", got, want)
+	}
+	if size, err := w.host.DeviceSize(device); err != nil || size != 16<<20 {
+		t.Errorf("device has %d bytes, %v", size, err)
+	}
+	if _, err := w.Resize(ctx, id, 8<<20); !errors.Is(err, blockstore.ErrRange) {
+		t.Errorf("shrinking: %v", err)
+	}
+}
+
+func TestOneOperationAtATime(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	id := w.volume("a")
+	l, err := w.Lock(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Attach(ctx, id); !errors.Is(err, blockstore.ErrBusy) {
+		t.Errorf("attach meanwhile: %v", err)
+	}
+	if err := w.Detach(ctx, id); !errors.Is(err, blockstore.ErrBusy) {
+		t.Errorf("detach meanwhile: %v", err)
+	}
+	w.mustAttach(w.volume("b"))
+	l.Unlock()
+	w.mustAttach(id)
+}
+
+func TestMountsOnRecord(t *testing.T) {
+	w := newWorld(t)
+	id := w.volume("a")
+	l, err := w.Lock(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Unlock()
+	if err := l.AddMount("/a"); !errors.Is(err, blockstore.ErrInvalid) {
+		t.Errorf("AddMount of a detached volume: %v", err)
+	}
+	if _, err := l.Attach(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(l.AddMount("/a"), l.AddMount("/b"), l.AddMount("/a"), l.RemoveMount("/a"), l.RemoveMount("/c")); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.engine.Attachments()[0].Mounts; !slices.Equal(got, []string{"/b"}) {
+		t.Errorf("on record: %q", got)
+	}
+}
+
+// Killed before any step of attach, mount and detach, nothing stays behind after the
+// next start, and everything works again.
+func TestKillAtEveryStep(t *testing.T) { // I1
+	ctx := context.Background()
+	for n := 1; ; n++ {
+		w := newWorld(t)
+		id := w.volume("a")
+		w.trace.CrashIn(n)
+		device, err := w.Attach(ctx, id)
+		target := t.TempDir()
+		if err == nil {
+			l, _ := w.Lock(id)
+			_ = w.host.Mkfs(ctx, device, "ext4", nil)
+			_ = l.AddMount(target)
+			_ = w.host.Mount(ctx, device, target, "ext4", nil)
+			if w.host.Unmount(target) == nil {
+				_ = l.RemoveMount(target)
+			}
+			l.Unlock()
+			_ = w.Detach(ctx, id)
+		}
+		if !w.trace.Crashed() {
+			return
+		}
+		w.kill()
+		if err := w.ClearDead(ctx); err != nil {
+			t.Fatalf("crash before step %d: %v", n, err)
+		}
+		mounts, _ := w.host.Mounts()
+		if a, r := w.host.Attached(), w.engine.Attachments(); len(a)+len(r)+len(mounts) > 0 {
+			t.Fatalf("crash before step %d: left %q, %+v, %+v", n, a, r, mounts)
+		}
+		w.mustAttach(id)
+	}
+}
+
+func TestClearDeadGoesOn(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	a, b := w.volume("a"), w.volume("b")
+	deviceA := w.mustAttach(a)
+	deviceB := w.mustAttach(b)
+	w.mount(b, deviceB)
+	w.kill()
+	w.host.Fail("LoopBacking", errors.New("sysfs is gone"))
+	if err := w.ClearDead(ctx); err == nil || !strings.Contains(err.Error(), a) || !strings.Contains(err.Error(), b) {
+		t.Errorf("ClearDead: %v; want both volumes named", err)
+	}
+	w.host.Fail("LoopBacking", nil)
+	if err := w.ClearDead(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.host.Attached(); len(got) > 0 {
+		t.Errorf("left: %q of %s and %s", got, deviceA, deviceB)
+	}
+}
+
+func TestShutdown(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	raw, mounted, busy := w.volume("raw"), w.volume("mounted"), w.volume("busy")
+	w.mustAttach(raw)
+	w.mount(mounted, w.mustAttach(mounted))
+	busyDevice := w.mustAttach(busy)
+	w.mount(busy, busyDevice)
+	w.host.unmountable = w.targetOf(busy)
+	w.trace.Steps()
+	if err := w.Shutdown(ctx); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"flush", "close", // busy: its record stays
+		"unmount", "record device", "flush", "flush", "detach", "close", "remove record",
+		"flush", "flush", "detach", "close", "remove record",
+	}
+	if got := w.trace.Steps(); !slices.Equal(got, want) {
+		t.Errorf("steps: %q\nwant:  %q", got, want)
+	}
+	if got := w.engine.Attachments(); len(got) != 1 || got[0].Volume != busy {
+		t.Errorf("records left: %+v", got)
+	}
+	if _, err := w.Attach(ctx, raw); !errors.Is(err, blockstore.ErrClosed) {
+		t.Errorf("attach after shutdown: %v", err)
+	}
+	w.host.unmountable = ""
+	w.kill()
+	if err := w.ClearDead(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.host.Attached(); len(got) > 0 {
+		t.Errorf("left: %q", got)
+	}
+}
+
+func TestShutdownWaitsForAnOperation(t *testing.T) {
+	w := newWorld(t)
+	id := w.volume("a")
+	w.mustAttach(id)
+	l, err := w.Lock(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() { done <- w.Shutdown(context.Background()) }()
+	l.Unlock()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := w.host.Attached(); len(got) > 0 {
+		t.Errorf("left: %q", got)
+	}
+}
+
+func (w *world) targetOf(id string) string {
+	w.t.Helper()
+	for _, a := range w.List() {
+		if a.Volume == id {
+			return a.Mounts[0]
+		}
+	}
+	w.t.Fatalf("volume %s is not mounted", id)
+	return ""
+}
+
+func TestFailedAttachLeavesNothing(t *testing.T) {
+	for _, method := range []string{"OpenFUSE", "AttachLoop"} {
+		w := newWorld(t)
+		id := w.volume("a")
+		w.host.Fail(method, errors.New("no"))
+		if _, err := w.Attach(context.Background(), id); err == nil {
+			t.Fatalf("attached without %s", method)
+		}
+		if got := w.engine.Attachments(); len(got) > 0 {
+			t.Errorf("%s failed: records left: %+v", method, got)
+		}
+		w.host.Fail(method, nil)
+		w.mustAttach(id)
+	}
+	w := newWorld(t)
+	if _, err := w.Attach(context.Background(), "v-"+fmt.Sprintf("%032d", 99)); !errors.Is(err, blockstore.ErrNotFound) {
+		t.Errorf("attach of nothing: %v", err)
+	}
+}

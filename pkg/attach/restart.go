@@ -1,0 +1,162 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/k8ns/granary/pkg/blockstore"
+	"github.com/k8ns/granary/pkg/export"
+)
+
+// ClearDead removes what a killed daemon left: for every record its mounts, its
+// device, then the record. It runs before the first Attach. What cannot be cleared
+// keeps its record and is part of the error; everything else is cleared all the same.
+func (a *Attachments) ClearDead(ctx context.Context) error {
+	var failed []error
+	for _, record := range a.store.Attachments() {
+		if err := a.clearDead(ctx, record); err != nil {
+			failed = append(failed, fmt.Errorf("clear what is left of volume %s: %w", record.Volume, err))
+			continue
+		}
+		a.log.Info("cleared what a killed daemon left", "volume_id", record.Volume,
+			"device", record.Device, "mounts", record.Mounts)
+	}
+	return errors.Join(failed...)
+}
+
+func (a *Attachments) clearDead(ctx context.Context, record blockstore.Attachment) error {
+	devices := []string{record.Device}
+	if record.Device == "" {
+		// Killed between the two records of Attach.
+		var err error
+		if devices, err = a.devicesOf(record.Volume); err != nil {
+			return err
+		}
+	}
+	for _, device := range devices {
+		if err := export.ClearDead(ctx, a.host, device, record.Volume, record.Mounts); err != nil {
+			return err
+		}
+	}
+	return a.store.RemoveAttachment(record.Volume)
+}
+
+// devicesOf finds the loop devices that were made for a volume.
+func (a *Attachments) devicesOf(id string) ([]string, error) {
+	all, err := a.loopDevices()
+	if err != nil {
+		return nil, err
+	}
+	var devices []string
+	for _, device := range all {
+		if backing, err := a.host.LoopBacking(device); err == nil && backing.Is(id) {
+			devices = append(devices, device)
+		}
+	}
+	return devices, nil
+}
+
+// loopDevices lists the loop devices of this machine.
+func loopDevices() ([]string, error) {
+	names, err := filepath.Glob("/sys/block/loop*")
+	for i, name := range names {
+		names[i] = "/dev/" + filepath.Base(name)
+	}
+	return names, err
+}
+
+// Shutdown ends everything that is attached, the newest first, because the process is
+// leaving. From then on Lock is ErrClosed. Volumes that are mounted are logged,
+// synced and unmounted; where somebody still uses them, the device is flushed and the
+// volume closed under it, so that everything written until then is safe, and the
+// record stays for the next start to clear. The error joins what went wrong.
+func (a *Attachments) Shutdown(ctx context.Context) error {
+	a.mu.Lock()
+	a.mu.closed = true
+	a.mu.Unlock()
+	list := a.List()
+	slices.Reverse(list)
+	for _, at := range list {
+		a.log.Info("still attached: ending it", "volume_id", at.Volume, "device", at.Device)
+	}
+	var failed []error
+	for _, at := range list {
+		if err := a.end(ctx, at); err != nil {
+			a.log.Error("ending an attached volume", "volume_id", at.Volume, "device", at.Device, "err", err)
+			failed = append(failed, err)
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// end ends one attachment. A call that still works on the volume when ctx ends loses
+// it.
+func (a *Attachments) end(ctx context.Context, record blockstore.Attachment) error {
+	if err := a.locks.wait(ctx, record.Volume); err != nil {
+		a.log.Warn("an operation on the volume has not ended", "volume_id", record.Volume, "err", err)
+	} else {
+		defer a.locks.release(record.Volume)
+	}
+	at := a.find(record.Volume)
+	if at == nil {
+		return nil
+	}
+	l := &Locked{a: a, id: record.Volume}
+	busy := a.unmountAll(l, at)
+	flushed := a.host.FlushDevice(at.device.Path())
+	if !busy {
+		err := l.Detach(ctx)
+		if !errors.Is(err, blockstore.ErrInUse) {
+			return errors.Join(flushed, err)
+		}
+		a.log.Warn("volume is still in use", "volume_id", l.id, "err", err)
+	}
+	return errors.Join(flushed, at.volume.Close())
+}
+
+// unmountAll syncs and unmounts what is mounted of a device, the newest mount first,
+// and tells whether anything stays mounted.
+func (a *Attachments) unmountAll(l *Locked, at *attachment) (busy bool) {
+	targets, err := a.mounted(at)
+	if err != nil {
+		a.log.Warn("the mount table cannot be read", "volume_id", l.id, "err", err)
+		return true
+	}
+	if len(targets) == 0 {
+		return false
+	}
+	a.log.Warn("volume is still mounted", "volume_id", l.id, "device", at.device.Path(), "mounts", strings.Join(targets, ", "))
+	if err := a.syncFS(targets[0]); err != nil {
+		a.log.Error("sync before the end", "volume_id", l.id, "mount", targets[0], "err", err)
+	}
+	for _, target := range slices.Backward(targets) {
+		if err := a.host.Unmount(target); err != nil {
+			a.log.Warn("mount stays behind without its device", "volume_id", l.id, "mount", target, "err", err)
+			busy = true
+			continue
+		}
+		if err := l.RemoveMount(target); err != nil {
+			a.log.Warn("record of a mount", "volume_id", l.id, "mount", target, "err", err)
+		}
+	}
+	return busy
+}
+
+// syncFS writes back the filesystem that path is on.
+func syncFS(path string) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", path, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Syncfs(fd); err != nil {
+		return fmt.Errorf("sync the filesystem on %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,337 @@
+package blockstore
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/k8ns/granary/pkg/blockstore/blockmap"
+	"github.com/k8ns/granary/pkg/catalog"
+	"github.com/k8ns/granary/pkg/dedup"
+)
+
+// Live shares below which a file is rewritten: automatic collections avoid work that
+// frees little; one by hand is thorough.
+const (
+	autoMinLive   = 0.75
+	manualMinLive = 0.95
+)
+
+// collector is what is known between collections.
+type collector struct {
+	run sync.Mutex // one collection at a time
+
+	mu struct {
+		sync.Mutex
+		pending int64 // logical bytes given up since the last marking, an upper estimate
+		garbage int64 // stored bytes that nobody named at the last marking
+	}
+}
+
+// addGarbage notes that some logical bytes may have become garbage.
+func (s *Store) addGarbage(n int64) {
+	s.coll.mu.Lock()
+	s.coll.mu.pending += n
+	s.coll.mu.Unlock()
+	if s.warrantsCollection() {
+		s.sched.kickCollect()
+	}
+}
+
+func (c *collector) marked(garbage int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mu.garbage = garbage
+}
+
+// takePending restarts the estimate when a marking begins.
+func (c *collector) takePending() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mu.pending = 0
+}
+
+func (c *collector) known() (pending, garbage int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.mu.pending, c.mu.garbage
+}
+
+// CollectResult says what a collection did.
+type CollectResult struct {
+	FreedBytes   int64 `json:"freed"`   // stored bytes before less those after
+	GarbageBytes int64 `json:"garbage"` // found by the marking
+}
+
+// phase of a collection.
+type phase int
+
+const (
+	phaseMark phase = iota
+	phaseWait
+	phaseSweep
+	phaseDone
+)
+
+// collection is one run: mark, condemn, wait, mark again, sweep (design: condemn and
+// recheck). It is for one goroutine.
+type collection struct {
+	s       *Store
+	minLive float64
+	horizon dedup.Horizon
+	live    dedup.LiveSet
+	roots   []dedup.Slot // to be marked
+	plan    *dedup.Collection
+	gate    uint64
+	phase   phase
+	garbage int64
+}
+
+// newCollection takes the view that the first marking works on.
+func (s *Store) newCollection(minLive float64) (*collection, error) {
+	c := &collection{s: s, minLive: minLive, live: make(dedup.LiveSet)}
+	s.coll.takePending()
+	c.horizon = s.chunks.Horizon()
+	var err error
+	c.roots, err = rootsOf(s.cat.View())
+	return c, err
+}
+
+// rootsOf lists every root that a view of the catalog names, each once.
+func rootsOf(view catalog.View) ([]dedup.Slot, error) {
+	seen := make(map[dedup.Slot]bool)
+	var out []dedup.Slot
+	add := func(r *rootRef) {
+		if slot := r.slot(); !slot.IsZero() && !seen[slot] {
+			seen[slot] = true
+			out = append(out, slot)
+		}
+	}
+	for _, e := range view.Scan(keyVolume, "", 0) {
+		var rec volumeRecord
+		if err := decode(e, &rec); err != nil {
+			return nil, err
+		}
+		add(rec.Root)
+	}
+	for _, e := range view.Scan(keyCut, "", 0) {
+		var rec cutRecord
+		if err := decode(e, &rec); err != nil {
+			return nil, err
+		}
+		add(rec.Root)
+	}
+	return out, nil
+}
+
+// collectStep does a bounded piece of the collection. wait says that it cannot go on
+// before a fold that began earlier has ended. After an error the collection is void;
+// nothing reachable was dropped (a reachable node that cannot be read stops the
+// marking: what lies below it is not known, so nothing may go).
+func (s *Store) collectStep(c *collection) (more, wait bool, err error) {
+	switch c.phase {
+	case phaseMark:
+		if len(c.roots) > 0 {
+			root := c.roots[0]
+			c.roots = c.roots[1:]
+			return true, false, c.mark(root)
+		}
+		if c.plan == nil {
+			c.garbage = s.chunks.GarbageBytes(c.live)
+			s.coll.marked(c.garbage)
+			c.plan = s.chunks.Plan(c.live, c.horizon, dedup.PlanOptions{MinLive: c.minLive, MergeSmall: true})
+			c.plan.Condemn()
+			c.gate = s.gate.mark()
+			c.phase = phaseWait
+			return true, false, nil
+		}
+		c.plan.Recheck(c.live)
+		c.phase = phaseSweep
+		return true, false, nil
+	case phaseWait:
+		if !s.gate.drained(c.gate) {
+			return true, true, nil
+		}
+		// One view of the catalog: what was named by then stays. Nodes marked before are
+		// not walked again; what only they reached is kept for another time.
+		c.roots, err = rootsOf(s.cat.View())
+		c.phase = phaseMark
+		return true, false, err
+	case phaseSweep:
+		more, err := c.plan.Step()
+		if !more && err == nil {
+			c.phase = phaseDone
+		}
+		s.pool.Wake()
+		return more, false, err
+	}
+	return false, false, nil
+}
+
+// mark adds everything that root reaches to the live set.
+func (c *collection) mark(root dedup.Slot) error {
+	return c.s.tree.Walk(root, func(node dedup.Slot, level int, extents []blockmap.Extent) (bool, error) {
+		c.live.Add(node)
+		for _, e := range extents {
+			if !e.IsHole() {
+				c.live.AddRange(e.Chunk, e.Slot, int(e.Count))
+			}
+		}
+		return true, nil
+	}, blockmap.WalkOptions{Skip: func(node dedup.Slot) bool {
+		return c.live.Has(node)
+	}})
+}
+
+// Collect runs a whole collection: it returns the space of what was overwritten,
+// discarded or deleted before the call, as far as it is folded. Safe against
+// everything that runs meanwhile.
+func (s *Store) Collect(ctx context.Context) (CollectResult, error) {
+	s.coll.run.Lock()
+	defer s.coll.run.Unlock()
+	if err := s.chunks.SealOpen(); err != nil {
+		return CollectResult{}, fmt.Errorf("collect: %w", err)
+	}
+	return s.runCollection(ctx, manualMinLive, 0)
+}
+
+// runCollection steps a collection to its end. It rests after each step for rest times
+// as long as the step took.
+func (s *Store) runCollection(ctx context.Context, minLive float64, rest int) (CollectResult, error) {
+	before := s.chunks.Stats().Stored
+	c, err := s.newCollection(minLive)
+	if err != nil {
+		return CollectResult{}, fmt.Errorf("collect: %w", err)
+	}
+	for more := true; more; {
+		began := s.o.Now()
+		folded := s.sched.folded()
+		var wait bool
+		more, wait, err = s.collectStep(c)
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			if c.plan != nil {
+				c.plan.Abort()
+			}
+			return CollectResult{}, fmt.Errorf("collect: %w", err)
+		}
+		pause := time.Duration(rest) * s.o.Now().Sub(began)
+		switch {
+		case wait:
+			select {
+			case <-folded:
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+			}
+		case pause > 0:
+			sleep(ctx, min(pause, time.Second))
+		}
+	}
+	freed := before - s.chunks.Stats().Stored
+	s.log.Info("collected", "freed_bytes", freed, "garbage_bytes", c.garbage)
+	s.coll.marked(max(0, c.garbage-freed))
+	s.pool.Wake()
+	return CollectResult{FreedBytes: freed, GarbageBytes: c.garbage}, nil
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// autoRest keeps automatic collections to about a third of the time.
+const autoRest = 2
+
+// collectLoop collects when the estimated garbage warrants it, or the disk is full.
+func (s *Store) collectLoop(ctx context.Context) {
+	for ctx.Err() == nil {
+		select {
+		case <-s.sched.collect:
+		case <-ctx.Done():
+			return
+		}
+		full := s.isFull()
+		if !full && !s.warrantsCollection() {
+			continue
+		}
+		rest, minLive := autoRest, autoMinLive
+		if full {
+			rest, minLive = 0, manualMinLive
+		}
+		s.coll.run.Lock()
+		var err error
+		if full {
+			err = s.chunks.SealOpen()
+		}
+		if err == nil {
+			_, err = s.runCollection(ctx, minLive, rest)
+		}
+		s.coll.run.Unlock()
+		if err != nil && ctx.Err() == nil {
+			s.log.Warn("collection failed and will be tried again", "err", err)
+		}
+		if full && ctx.Err() == nil {
+			s.pool.Wake() // writers look whether the reserve can be had again
+			sleep(ctx, time.Second)
+			if s.isFull() {
+				s.sched.kickCollect()
+			}
+		}
+	}
+}
+
+func (s *Store) isFull() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.full
+}
+
+// minGarbage is the least that starts a collection by itself, in bytes.
+const minGarbage = 256 << 20
+
+// warrantsCollection compares what was given up since the last marking, taken at the
+// store's average reduction, with the threshold.
+func (s *Store) warrantsCollection() bool {
+	pending, _ := s.coll.known()
+	if pending == 0 || (s.o.GarbageBytes == 0 && pending < minGarbage) {
+		return false
+	}
+	st := s.chunks.Stats()
+	limit := s.o.GarbageBytes
+	if limit == 0 {
+		limit = max(st.Stored/4, minGarbage)
+	}
+	if st.Slots > 0 {
+		pending = int64(float64(pending) * float64(st.Stored) / float64(st.Slots*BlockSize))
+	}
+	return pending >= limit
+}
+
+func damageKey(slot dedup.Slot) string {
+	return fmt.Sprintf("%s%s/%04d", keyDamage, slot.Chunk, slot.Slot)
+}
+
+// parseDamageKey is the reverse of damageKey.
+func parseDamageKey(key string) (slot dedup.Slot, ok bool) {
+	chunk, num, found := strings.Cut(strings.TrimPrefix(key, keyDamage), "/")
+	if !found {
+		return slot, false
+	}
+	id, err := dedup.ParseChunkID(chunk)
+	if err != nil {
+		return slot, false
+	}
+	n := 0
+	if _, err := fmt.Sscanf(num, "%04d", &n); err != nil || n < 0 || n >= dedup.MaxSlots {
+		return slot, false
+	}
+	return dedup.Slot{Chunk: id, Slot: uint16(n)}, true
+}

@@ -1,0 +1,122 @@
+package blockstore
+
+import (
+	"context"
+	"sync"
+
+	"github.com/k8ns/granary/pkg/catalog"
+	"github.com/k8ns/granary/pkg/dedup"
+)
+
+// damageQueue holds damage that was found and is not recorded yet. The chunk store
+// knows it already: it is no dedup target from the moment it was found.
+type damageQueue struct {
+	mu    sync.Mutex
+	found []dedup.Damage
+}
+
+// onDamage is called by a read that found a bad slot, without locks.
+func (s *Store) onDamage(d dedup.Damage) {
+	s.log.Error("damaged data found", "chunk", d.Slot.Chunk, "slot", d.Slot.Slot, "file", d.File, "offset", d.Offset, "reason", d.Reason)
+	s.damage.mu.Lock()
+	s.damage.found = append(s.damage.found, d)
+	s.damage.mu.Unlock()
+	s.sched.kickDamage()
+}
+
+// damageStep records what was found, durably, until it is healed.
+func (s *Store) damageStep() error {
+	s.damage.mu.Lock()
+	found := s.damage.found
+	s.damage.found = nil
+	s.damage.mu.Unlock()
+	if len(found) == 0 {
+		return nil
+	}
+	now := s.o.Now().UTC()
+	_, err := s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
+		var ops []catalog.Op
+		seen := make(map[string]bool)
+		for _, d := range found {
+			key := damageKey(d.Slot)
+			if _, ok := view.Get(key); ok || seen[key] {
+				continue
+			}
+			seen[key] = true
+			rec := damageRecord{File: d.File, Offset: d.Offset, Reason: d.Reason, Found: now}
+			if !d.Fingerprint.IsZero() {
+				rec.Fingerprint = d.Fingerprint.String()
+			}
+			ops = append(ops, put(key, rec, catalog.ExpectAbsent))
+		}
+		return ops, nil
+	})
+	if err != nil {
+		s.damage.mu.Lock()
+		s.damage.found = append(found, s.damage.found...)
+		s.damage.mu.Unlock()
+	}
+	return err
+}
+
+func (s *Store) damageLoop(ctx context.Context) {
+	for {
+		select {
+		case <-s.sched.damage:
+			if err := s.damageStep(); err != nil {
+				s.log.Error("damage cannot be recorded", "err", err)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// loadDamage tells the chunk store what is recorded.
+func (s *Store) loadDamage() error {
+	var known []dedup.Damage
+	for _, e := range s.scan(keyDamage) {
+		var rec damageRecord
+		if err := decode(e, &rec); err != nil {
+			return err
+		}
+		slot, ok := parseDamageKey(e.Key)
+		if !ok {
+			s.log.Warn("damage record with a strange key", "key", e.Key)
+			continue
+		}
+		d := dedup.Damage{Slot: slot, File: rec.File, Offset: rec.Offset, Reason: rec.Reason}
+		if rec.Fingerprint != "" {
+			fp, err := dedup.ParseFingerprint(rec.Fingerprint)
+			if err != nil {
+				s.log.Warn("damage record with a strange fingerprint", "key", e.Key)
+			} else {
+				d.Fingerprint = fp
+			}
+		}
+		known = append(known, d)
+	}
+	s.chunks.LoadDamage(known)
+	return nil
+}
+
+// forgetDamage drops findings that were healed before they were recorded.
+func (s *Store) forgetDamage(healed []dedup.Slot) {
+	if len(healed) == 0 {
+		return
+	}
+	gone := make(map[dedup.Slot]bool, len(healed))
+	for _, slot := range healed {
+		s.log.Info("damaged data healed", "chunk", slot.Chunk, "slot", slot.Slot)
+		gone[slot] = true
+	}
+	s.damage.mu.Lock()
+	defer s.damage.mu.Unlock()
+	kept := s.damage.found[:0]
+	for _, d := range s.damage.found {
+		if !gone[d.Slot] {
+			kept = append(kept, d)
+		}
+	}
+	s.damage.found = kept
+}

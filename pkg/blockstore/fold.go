@@ -1,0 +1,439 @@
+package blockstore
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/k8ns/granary/pkg/blockstore/blockmap"
+	"github.com/k8ns/granary/pkg/catalog"
+	"github.com/k8ns/granary/pkg/dedup"
+)
+
+// foldGroupShift makes groups of 8 slots: 32 KiB, about 40 us to decode.
+const foldGroupShift = 3
+
+// errGone says that the volume was deleted while it was folded.
+var errGone = errors.New("volume is gone")
+
+// foldJob is one layer on its way into chunks. It works on a frozen layer up to its
+// last sequence, never on part of one (a root always is the image at its position).
+type foldJob struct {
+	v      *Volume
+	layer  *layer
+	root   dedup.Slot
+	from   position // the volume's position before
+	to     position // and after
+	last   bool     // no later layer has a cut
+	rescue bool     // the volume has failed closed: the fold saves what is in memory
+}
+
+// foldOnce folds the oldest layer of a volume that has one to fold, and tells whether
+// it did. Safe for concurrent use; one fold of a volume runs at a time. On an error
+// nothing has changed but for garbage in chunk files.
+func (s *Store) foldOnce(v *Volume) (bool, error) {
+	v.foldMu.Lock()
+	defer v.foldMu.Unlock()
+	job, ok := v.startFold()
+	if !ok {
+		return false, nil
+	}
+	err := s.fold(job)
+	v.endFold(err)
+	s.forget(v)
+	s.sched.announceFold()
+	if errors.Is(err, errGone) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("fold of volume %s: %w", v.id, err)
+	}
+	return true, nil
+}
+
+// startFold picks the oldest layer, freezing the active one if it is the only one.
+func (v *Volume) startFold() (foldJob, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	oldest := v.mu.layers[0]
+	if v.mu.unfoldable || oldest.hold > 0 {
+		return foldJob{}, false
+	}
+	if len(v.mu.layers) == 1 {
+		if oldest.last <= v.mu.pos.Seq && !v.mu.deleted {
+			return foldJob{}, false
+		}
+		v.freeze()
+	}
+	v.mu.folding = true
+	epoch, log := v.mu.log.ID()
+	job := foldJob{
+		v: v, layer: oldest, root: v.mu.root, from: v.mu.pos,
+		to: position{epoch, log, oldest.last}, last: true,
+	}
+	for _, l := range v.mu.layers[1:] {
+		if len(l.cuts) > 0 || l.hold > 0 {
+			job.last = false
+		}
+	}
+	return job, true
+}
+
+func (v *Volume) endFold(err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mu.folding = false
+	switch {
+	case errors.Is(err, errGone):
+		v.discard()
+	case err != nil:
+		v.mu.retry = v.store.o.Now().Add(time.Second)
+	}
+}
+
+// discard forgets every layer and journal segment of a deleted volume. Called with
+// v.mu held.
+func (v *Volume) discard() {
+	v.mu.deleted = true
+	v.mu.layers = []*layer{{last: v.mu.pos.Seq}}
+	v.mu.failed, v.mu.unfoldable = nil, false
+	v.mu.log.Drop()
+}
+
+// fold runs a job: blocks, map, sync, commit, publish, in this order (I2).
+func (s *Store) fold(job foldJob) error {
+	end := s.gate.begin()
+	defer end()
+	f := folder{s: s, job: job, w: s.chunks.NewWriter(job.v.codec, foldGroupShift)}
+	defer f.w.Close()
+	root, delta, err := f.run()
+	if err != nil {
+		return err
+	}
+	if err := s.commitFold(job, root, delta, f.w.Healed()); err != nil {
+		return err
+	}
+	job.v.publish(job, root)
+	s.addGarbage(f.replaced * BlockSize)
+	s.forgetDamage(f.w.Healed())
+	return nil
+}
+
+// commitFold makes root the volume's image at the job's position, and the root of the
+// cuts that stand there, in one commit that is conditional on the position before (I7).
+func (s *Store) commitFold(job foldJob, root dedup.Slot, delta int64, healed []dedup.Slot) error {
+	_, err := s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
+		var rec volumeRecord
+		e, err := get(view, keyVolume+job.v.id, &rec)
+		if errors.Is(err, ErrNotFound) {
+			return nil, errGone
+		}
+		if err != nil {
+			return nil, err
+		}
+		if rec.Position != job.from {
+			return nil, fmt.Errorf("volume %s is at %v in the catalog, at %v here: %w", job.v.id, rec.Position, job.from, ErrCorrupt)
+		}
+		var ops []catalog.Op
+		mapped := rec.Mapped + delta
+		for _, id := range job.layer.cuts {
+			var cut cutRecord
+			ce, err := get(view, keyCut+id, &cut)
+			if errors.Is(err, ErrNotFound) {
+				continue // its last name went meanwhile
+			}
+			if err != nil {
+				return nil, err
+			}
+			cut.Pending, cut.Root, cut.Mapped = false, refOf(root), mapped
+			ops = append(ops, put(keyCut+id, cut, ce.Revision))
+		}
+		rec.Root, rec.Position, rec.Mapped = refOf(root), job.to, mapped
+		if rec.Deleted && job.last {
+			ops = append(ops, del(keyVolume+job.v.id, e.Revision))
+		} else {
+			ops = append(ops, put(keyVolume+job.v.id, rec, e.Revision))
+		}
+		for _, slot := range healed {
+			key := damageKey(slot)
+			if _, ok := view.Get(key); ok {
+				ops = append(ops, del(key, catalog.ExpectAny))
+			}
+		}
+		return ops, nil
+	})
+	return err
+}
+
+// publish makes the committed root the volume's base and trims overlay and journal.
+func (v *Volume) publish(job foldJob, root dedup.Slot) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mu.root, v.mu.pos = root, job.to
+	v.mu.layers = v.mu.layers[1:]
+	v.mu.log.Trim(job.to.Seq)
+	v.mu.retry = time.Time{}
+	v.mu.oldest = time.Time{}
+	for _, l := range v.mu.layers {
+		if l.data {
+			v.mu.oldest = v.store.o.Now()
+		}
+	}
+	if v.mu.deleted && job.last {
+		v.discard()
+	}
+	if v.mu.failed != nil && len(v.mu.layers) == 1 && !v.mu.layers[0].data && !v.mu.open {
+		v.mu.failed = nil // all that was acknowledged is in chunks: it may be attached anew
+	}
+}
+
+// change is one block or one hole of a fold.
+type change struct {
+	first, count uint64
+	ref          dedup.Ref
+	hole         bool
+	damaged      uint8
+}
+
+// folder turns a layer into chunks and map changes.
+type folder struct {
+	s        *Store
+	job      foldJob
+	w        *dedup.Writer
+	changes  []change
+	base     []blockmap.Extent // what the base has around the blocks being folded
+	replaced int64             // blocks that the new root no longer names
+
+	// The block that spans of less than a block are being gathered for.
+	partial uint64
+	parts   []piece
+}
+
+// run writes all chunks and nodes of the fold durably and returns the new root and by
+// how many blocks the mapped size changes.
+func (f *folder) run() (dedup.Slot, int64, error) {
+	var err error
+	f.job.layer.tree.Scan(func(start int64, s span) bool {
+		err = f.span(start, s.end, s.src)
+		return err == nil
+	})
+	if err == nil {
+		err = f.flushPartial()
+	}
+	if err == nil {
+		err = f.w.Flush()
+	}
+	if err != nil {
+		return dedup.Slot{}, 0, err
+	}
+	res, err := f.s.tree.Update(f.job.root, f.extents(), f.w)
+	if err != nil {
+		return dedup.Slot{}, 0, err
+	}
+	if err := f.w.FinishNodes(); err != nil {
+		return dedup.Slot{}, 0, err
+	}
+	root := res.Root
+	if res.InSink {
+		root = dedup.Slot{Chunk: f.w.ChunkID(res.Chunk), Slot: res.Slot}
+	}
+	return root, res.MappedDelta, f.w.Sync()
+}
+
+// extents turns the changes into map extents, neighbours with neighbouring slots joined.
+func (f *folder) extents() []blockmap.Extent {
+	out := make([]blockmap.Extent, 0, len(f.changes))
+	for _, c := range f.changes {
+		e := blockmap.Extent{First: c.first, Count: c.count, Damaged: c.damaged}
+		if !c.hole {
+			slot := f.w.Slot(c.ref)
+			e.Chunk, e.Slot = slot.Chunk, slot.Slot
+		}
+		if n := len(out); n > 0 && joins(out[n-1], e) {
+			out[n-1].Count += e.Count
+			continue
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+func joins(a, b blockmap.Extent) bool {
+	if a.First+a.Count != b.First || a.Damaged != 0 || b.Damaged != 0 || a.Chunk != b.Chunk {
+		return false
+	}
+	return a.IsHole() || uint64(a.Slot)+a.Count == uint64(b.Slot)
+}
+
+const sectorsPerBlock = BlockSize / sectorBytes
+
+// span folds the sectors [start, end), which all read from src.
+func (f *folder) span(start, end int64, src *payload) error {
+	for start < end {
+		block := uint64(start / sectorsPerBlock)
+		if start%sectorsPerBlock == 0 && end-start >= sectorsPerBlock {
+			n := (end - start) / sectorsPerBlock
+			if err := f.flushPartial(); err != nil {
+				return err
+			}
+			if err := f.blocks(block, uint64(n), src); err != nil {
+				return err
+			}
+			start += n * sectorsPerBlock
+			continue
+		}
+		to := min(end, int64(block+1)*sectorsPerBlock)
+		if len(f.parts) > 0 && f.partial != block {
+			if err := f.flushPartial(); err != nil {
+				return err
+			}
+		}
+		f.partial = block
+		f.parts = append(f.parts, piece{start, to, src})
+		start = to
+	}
+	return nil
+}
+
+// blocks folds n whole blocks.
+func (f *folder) blocks(first, n uint64, src *payload) error {
+	if src == nil {
+		f.hole(first, n)
+		return nil
+	}
+	const batch = 256
+	buf := make([]byte, min(n, batch)*BlockSize)
+	for n > 0 {
+		k := min(n, batch)
+		data := buf[:k*BlockSize]
+		if err := src.read(data, int64(first)*BlockSize); err != nil {
+			return err
+		}
+		f.loadBase(first, k)
+		for i := range k {
+			if err := f.block(first+i, data[i*BlockSize:][:BlockSize], 0); err != nil {
+				return err
+			}
+		}
+		first, n = first+k, n-k
+	}
+	return nil
+}
+
+func (f *folder) hole(first, n uint64) {
+	f.changes = append(f.changes, change{first: first, count: n, hole: true})
+}
+
+// loadBase looks up what the base has at the blocks and just before them. A part of
+// the map that cannot be read gives no hints; Update keeps what it can of it.
+func (f *folder) loadBase(first, n uint64) {
+	f.base = f.base[:0]
+	if f.job.root.IsZero() {
+		return
+	}
+	before := min(first, 1)
+	f.s.tree.Lookup(f.job.root, first-before, n+before, func(e blockmap.Extent) error {
+		if !e.IsHole() {
+			f.base = append(f.base, e)
+		}
+		return nil
+	})
+}
+
+// baseAt finds the base's slot of a block, and the chunk of the block or its neighbour.
+func (f *folder) baseAt(block uint64) (slot dedup.Slot, hint dedup.ChunkID) {
+	for len(f.base) > 1 && f.base[0].First+f.base[0].Count <= block && f.base[1].First <= block {
+		f.base = f.base[1:]
+	}
+	if len(f.base) == 0 {
+		return slot, hint
+	}
+	e := f.base[0]
+	if block >= e.First && block < e.First+e.Count {
+		if e.Damaged == 0 {
+			slot = dedup.Slot{Chunk: e.Chunk, Slot: e.Slot + uint16(block-e.First)}
+		}
+	}
+	return slot, e.Chunk
+}
+
+// block folds one block's content; damaged marks sectors that cannot be read.
+func (f *folder) block(block uint64, data []byte, damaged uint8) error {
+	prev, hint := f.baseAt(block)
+	if damaged == 0 && isZero(data) {
+		if !prev.IsZero() {
+			f.replaced++
+		}
+		f.hole(block, 1)
+		return nil
+	}
+	var hints []dedup.ChunkID
+	if !hint.IsZero() {
+		hints = []dedup.ChunkID{hint}
+	}
+	ref, err := f.w.Block(data, prev, hints...)
+	if err != nil {
+		return err
+	}
+	if !prev.IsZero() {
+		f.replaced++
+	}
+	f.changes = append(f.changes, change{first: block, count: 1, ref: ref, damaged: damaged})
+	return nil
+}
+
+// flushPartial folds the block that was gathered from spans of less than a block,
+// merged with the base below it. An unreadable base never stops the fold: the sectors
+// that only it had are marked, and read as errors from then on.
+func (f *folder) flushPartial() error {
+	if len(f.parts) == 0 {
+		return nil
+	}
+	data := make([]byte, BlockSize)
+	blockStart := int64(f.partial) * sectorsPerBlock
+	var covered uint8
+	for _, p := range f.parts {
+		for s := p.start; s < p.end; s++ {
+			covered |= 1 << (s - blockStart)
+		}
+	}
+	var damaged uint8
+	if covered != 0xff {
+		damaged = f.readBase(f.partial, data) &^ covered
+	}
+	for _, p := range f.parts {
+		dst := data[(p.start-blockStart)*sectorBytes : (p.end-blockStart)*sectorBytes]
+		if p.src == nil {
+			clear(dst)
+		} else if err := p.src.read(dst, p.start*sectorBytes); err != nil {
+			return err
+		}
+	}
+	f.parts = f.parts[:0]
+	f.loadBase(f.partial, 1)
+	return f.block(f.partial, data, damaged)
+}
+
+// readBase reads the base's content of a block and returns which sectors it could not.
+func (f *folder) readBase(block uint64, data []byte) (damaged uint8) {
+	v := f.job.v
+	off := int64(block) * BlockSize
+	if f.s.readImage(data, off, f.job.root) == nil {
+		return 0
+	}
+	for i := range sectorsPerBlock {
+		sector := data[i*sectorBytes:][:sectorBytes]
+		if err := f.s.readImage(sector, off+int64(i)*sectorBytes, f.job.root); err != nil {
+			clear(sector)
+			damaged |= 1 << i
+			if damaged == 1<<i {
+				f.s.log.Error("folding over a damaged block", "volume_id", v.id, "offset", off, "err", err)
+			}
+		}
+	}
+	return damaged
+}
+
+var zeroBlock [BlockSize]byte
+
+func isZero(b []byte) bool { return string(b) == string(zeroBlock[:len(b)]) }

@@ -1,0 +1,358 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/k8ns/granary/pkg/vfs"
+	"github.com/k8ns/granary/pkg/wal"
+)
+
+// ErrNoSegment says that every segment of the budget is in use: wait for a fold.
+var ErrNoSegment = errors.New("journal pool is in use up to its budget")
+
+// MinSegmentBytes is the smallest segment: a header page and a record of one block.
+const MinSegmentBytes = 4 * wal.PageSize
+
+// PoolOptions say how much the pool may use.
+type PoolOptions struct {
+	Store        [16]byte
+	SegmentBytes int64 // multiple of 4096; only for new segments
+	BudgetBytes  int64 // no new segment is made above this
+	// Allow is called before a segment is handed out, with the number of segments
+	// that would then be in use. An error (a reserve that cannot be had) is passed on.
+	Allow func(inUse int) error
+	// ReadOnly opens files for reading and makes none.
+	ReadOnly bool
+}
+
+// Pool owns the segments of a store. Safe for concurrent use.
+type Pool struct {
+	fsys vfs.FS
+	dir  string
+	o    PoolOptions
+
+	mu struct {
+		sync.Mutex
+		all   map[uint64]*Segment
+		free  []*Segment
+		next  uint64
+		freed chan struct{} // closed when a segment comes back
+		bytes int64         // of all segments
+		logs  uint64        // numbers given to logs in this epoch
+	}
+}
+
+// Recovered is a segment found at open whose header names an owner.
+type Recovered struct {
+	Segment *Segment
+	Header  Header
+}
+
+// OpenPool opens every segment in dir. Segments whose header names an owner are
+// returned, in no log: the caller gives each to a log through Recover, or back with
+// Free. A segment whose header does not check is free: headers of segments with
+// records that matter are durable before any of these was acknowledged as flushed,
+// so a bad one is either torn while being reused or damaged; damaged is told the
+// caller in bad.
+func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovered, bad []error, err error) {
+	p = &Pool{fsys: fsys, dir: dir, o: o}
+	p.mu.all = make(map[uint64]*Segment)
+	p.mu.freed = make(chan struct{})
+	names, err := fsys.ReadDir(dir)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("open journal pool: %w", err)
+	}
+	for _, name := range names {
+		full := path.Join(dir, name)
+		if strings.HasSuffix(name, ".tmp") {
+			if !o.ReadOnly {
+				if err := fsys.Remove(full); err != nil {
+					return nil, nil, nil, fmt.Errorf("remove unfinished segment: %w", err)
+				}
+			}
+			continue
+		}
+		num, ok := parseName(name)
+		if !ok {
+			bad = append(bad, fmt.Errorf("%s: not a segment's name: %w", full, wal.ErrFormat))
+			continue
+		}
+		seg, err := p.openSegment(full, num)
+		if err != nil {
+			p.Close()
+			return nil, nil, nil, err
+		}
+		if seg == nil { // shorter than any segment: a creation that was not finished
+			bad = append(bad, fmt.Errorf("%s: shorter than a segment: %w", full, wal.ErrCorrupt))
+			continue
+		}
+		h, err := seg.readHeader()
+		switch {
+		case err != nil && isStructural(err):
+			bad = append(bad, fmt.Errorf("%s: %w", full, err))
+			seg.refs.Store(0)
+			p.put(seg)
+		case err != nil:
+			p.Close()
+			return nil, nil, nil, fmt.Errorf("%s: %w", full, err)
+		case h.Owner == [16]byte{}:
+			seg.refs.Store(0)
+			p.put(seg)
+		case h.Store != o.Store:
+			p.Close()
+			return nil, nil, nil, fmt.Errorf("%s: belongs to store %x, this is %x: %w", full, h.Store, o.Store, wal.ErrFormat)
+		default:
+			seg.header = h
+			owned = append(owned, Recovered{seg, h})
+		}
+	}
+	return p, owned, bad, nil
+}
+
+func isStructural(err error) bool {
+	return errors.Is(err, wal.ErrCorrupt) || errors.Is(err, wal.ErrFormat)
+}
+
+func segmentName(num uint64) string { return fmt.Sprintf("%016x.seg", num) }
+
+func parseName(name string) (uint64, bool) {
+	hex, ok := strings.CutSuffix(name, ".seg")
+	if !ok || len(hex) != 16 {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(hex, 16, 64)
+	return n, err == nil
+}
+
+func (p *Pool) openSegment(full string, num uint64) (*Segment, error) {
+	open := p.fsys.Open
+	if p.o.ReadOnly {
+		open = p.fsys.OpenReadOnly
+	}
+	f, err := open(full)
+	if err != nil {
+		return nil, fmt.Errorf("open segment: %w", err)
+	}
+	size, err := f.Size()
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open segment %s: %w", full, err)
+	}
+	if num >= p.mu.next {
+		p.mu.next = num + 1
+	}
+	if size < MinSegmentBytes {
+		f.Close()
+		return nil, nil
+	}
+	seg := &Segment{pool: p, file: f, num: num, pages: size / wal.PageSize}
+	seg.refs.Store(1)
+	p.mu.all[num] = seg
+	p.mu.bytes += size
+	return seg, nil
+}
+
+func (s *Segment) readHeader() (Header, error) {
+	page := make([]byte, wal.PageSize)
+	if _, err := s.file.ReadAt(page, 0); err != nil {
+		return Header{}, err
+	}
+	return DecodeHeader(page)
+}
+
+// Get hands out a segment, making one if none is free and the budget allows.
+// ErrNoSegment: wait on Freed; vfs.ErrNoSpace: the disk is full.
+func (p *Pool) Get() (*Segment, error) {
+	p.mu.Lock()
+	inUse := len(p.mu.all) - len(p.mu.free) + 1
+	p.mu.Unlock()
+	if p.o.Allow != nil {
+		if err := p.o.Allow(inUse); err != nil {
+			return nil, err
+		}
+	}
+	p.mu.Lock()
+	if n := len(p.mu.free); n > 0 {
+		seg := p.mu.free[n-1]
+		p.mu.free = p.mu.free[:n-1]
+		seg.refs.Store(1)
+		seg.last, seg.dirty = 0, false
+		p.mu.Unlock()
+		return seg, nil
+	}
+	if p.mu.bytes+p.o.SegmentBytes > p.o.BudgetBytes && len(p.mu.all) > 0 {
+		p.mu.Unlock()
+		return nil, ErrNoSegment
+	}
+	num := p.mu.next
+	p.mu.next++
+	p.mu.bytes += p.o.SegmentBytes
+	p.mu.Unlock()
+	seg, err := p.create(num)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err != nil {
+		p.mu.bytes -= p.o.SegmentBytes
+		return nil, err
+	}
+	p.mu.all[num] = seg
+	return seg, nil
+}
+
+// create makes a segment file: temporary name, zeros, fsync, rename, fsync of the
+// directory. A half made file goes.
+func (p *Pool) create(num uint64) (*Segment, error) {
+	full := path.Join(p.dir, segmentName(num))
+	tmp := full + ".tmp"
+	f, err := p.fsys.Create(tmp)
+	if err != nil {
+		return nil, fmt.Errorf("make segment: %w", err)
+	}
+	err = p.fill(f)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = p.fsys.Rename(tmp, full)
+	}
+	if err == nil {
+		err = p.fsys.SyncDir(p.dir)
+	}
+	if err != nil {
+		p.fsys.Remove(tmp)
+		return nil, fmt.Errorf("make segment %s: %w", full, err)
+	}
+	f, err = p.fsys.Open(full)
+	if err != nil {
+		return nil, fmt.Errorf("make segment: %w", err)
+	}
+	seg := &Segment{pool: p, file: f, num: num, pages: p.o.SegmentBytes / wal.PageSize}
+	seg.refs.Store(1)
+	return seg, nil
+}
+
+func (p *Pool) fill(f vfs.File) error {
+	if err := f.Allocate(0, p.o.SegmentBytes); err != nil {
+		return err
+	}
+	free := Header{Store: p.o.Store, Pages: uint32(p.o.SegmentBytes / wal.PageSize)}.Encode()
+	if _, err := f.WriteAt(free, 0); err != nil {
+		return err
+	}
+	const step = 1 << 20
+	zeros := make([]byte, min(step, p.o.SegmentBytes))
+	for off := int64(wal.PageSize); off < p.o.SegmentBytes; off += step {
+		n := min(step, p.o.SegmentBytes-off)
+		if _, err := f.WriteAt(zeros[:n], off); err != nil {
+			return err
+		}
+	}
+	return f.Sync()
+}
+
+// put takes back a segment that nobody uses. One whose I/O failed is removed (I8).
+func (p *Pool) put(s *Segment) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s.bad.Load() {
+		delete(p.mu.all, s.num)
+		p.mu.bytes -= s.pages * wal.PageSize
+		s.file.Close()
+		p.fsys.Remove(s.Name())
+	} else {
+		p.mu.free = append(p.mu.free, s)
+	}
+	close(p.mu.freed)
+	p.mu.freed = make(chan struct{})
+}
+
+// Wake wakes who waits on Freed, to look again whether something has changed.
+func (p *Pool) Wake() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	close(p.mu.freed)
+	p.mu.freed = make(chan struct{})
+}
+
+// Freed returns a channel that is closed when the next segment comes back.
+func (p *Pool) Freed() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.mu.freed
+}
+
+// Room tells whether Get would find a segment without waiting for a fold.
+func (p *Pool) Room() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.mu.free) > 0 || p.mu.bytes+p.o.SegmentBytes <= p.o.BudgetBytes
+}
+
+// PoolStats describe the pool, in bytes and segments.
+type PoolStats struct {
+	Bytes       int64
+	InUse, Free int
+}
+
+// Stats describes the pool.
+func (p *Pool) Stats() PoolStats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return PoolStats{p.mu.bytes, len(p.mu.all) - len(p.mu.free), len(p.mu.free)}
+}
+
+// logNumber gives a number that no other log of this epoch has, of whatever volume.
+func (p *Pool) logNumber() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mu.logs++
+	return p.mu.logs
+}
+
+// Shrink removes free segments until at most keep are left, and returns how many bytes went.
+func (p *Pool) Shrink(keep int) (int64, error) {
+	var freed int64
+	for {
+		p.mu.Lock()
+		n := len(p.mu.free)
+		if n <= keep {
+			p.mu.Unlock()
+			return freed, nil
+		}
+		seg := p.mu.free[0]
+		p.mu.free = p.mu.free[1:]
+		delete(p.mu.all, seg.num)
+		p.mu.bytes -= seg.pages * wal.PageSize
+		p.mu.Unlock()
+		freed += seg.pages * wal.PageSize
+		seg.file.Close()
+		if err := p.fsys.Remove(seg.Name()); err != nil {
+			return freed, fmt.Errorf("remove segment: %w", err)
+		}
+	}
+}
+
+// Close closes every file. No log may be in use any more.
+func (p *Pool) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	nums := make([]uint64, 0, len(p.mu.all))
+	for n := range p.mu.all {
+		nums = append(nums, n)
+	}
+	sort.Slice(nums, func(i, j int) bool { return nums[i] < nums[j] })
+	var first error
+	for _, n := range nums {
+		if err := p.mu.all[n].file.Close(); err != nil && first == nil {
+			first = err
+		}
+	}
+	p.mu.all, p.mu.free = map[uint64]*Segment{}, nil
+	return first
+}

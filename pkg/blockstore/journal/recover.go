@@ -1,0 +1,166 @@
+package journal
+
+import (
+	"fmt"
+	"sort"
+
+	"github.com/k8ns/granary/pkg/wal"
+)
+
+// Entry is one record read back from a journal.
+type Entry struct {
+	Record  wal.Record
+	CRCs    []uint32
+	Segment *Segment
+	Payload int64 // file offset of the payload
+}
+
+// Cut tells how a recovery ended.
+type Cut struct {
+	Last   uint64 // highest sequence read (or the position it started from)
+	Synced uint64 // highest synced mark seen
+}
+
+// Recover reads the logs of one volume from segments, calling apply for each record
+// with a sequence above from, in order, and makes the segments that matter part of l;
+// the others are let go. entries of a log beyond the cut that a later log states are
+// never applied: apply sees only what belongs to the volume.
+//
+// A bad record that a synced mark proves to have been durable is wal.ErrCorrupt,
+// naming file and offset; other bad records end the log (a torn tail).
+func (l *Log) Recover(segments []Recovered, from uint64, apply func(Entry) error) (Cut, error) {
+	sort.Slice(segments, func(i, j int) bool { return before(segments[i].Header, segments[j].Header) })
+	r := recovery{log: l, next: from + 1, cut: Cut{Last: from}, apply: apply}
+	for len(segments) > 0 {
+		n := sameLog(segments)
+		limit := ^uint64(0)
+		if n < len(segments) {
+			limit = segments[n].Header.PrevEnd
+		}
+		if err := r.readLog(segments[:n], limit); err != nil {
+			return r.cut, err
+		}
+		last := segments[n-1].Header
+		l.prev = prevLog{last.Epoch, last.Log, r.cut.Last}
+		segments = segments[n:]
+	}
+	l.prev.end = r.cut.Last
+	return r.cut, nil
+}
+
+func before(a, b Header) bool {
+	if a.Epoch != b.Epoch {
+		return a.Epoch < b.Epoch
+	}
+	if a.Log != b.Log {
+		return a.Log < b.Log
+	}
+	return a.FirstSeq < b.FirstSeq
+}
+
+func sameLog(segments []Recovered) int {
+	a, n := segments[0].Header, 1
+	for n < len(segments) && segments[n].Header.Epoch == a.Epoch && segments[n].Header.Log == a.Log {
+		n++
+	}
+	return n
+}
+
+type recovery struct {
+	log   *Log
+	next  uint64 // sequence wanted next
+	cut   Cut
+	apply func(Entry) error
+}
+
+// readLog reads one log's segments up to sequence limit.
+func (r *recovery) readLog(segments []Recovered, limit uint64) error {
+	torn := false
+	for i, s := range segments {
+		useful := false
+		switch {
+		case torn || s.Header.FirstSeq > r.next:
+			// A segment is missing before this one, or the log ended: what is here can
+			// only be a tail that was never acknowledged, unless a mark proves otherwise.
+			torn = true
+			if r.next <= limit {
+				if err := r.prove(s, wal.PageSize); err != nil {
+					return err
+				}
+			}
+		case i+1 < len(segments) && segments[i+1].Header.FirstSeq <= r.next:
+			// All of it is folded.
+		case r.next > limit:
+		default:
+			n, err := r.readSegment(s, limit)
+			if err != nil {
+				return err
+			}
+			useful = n > 0
+		}
+		if useful {
+			r.log.segs = append(r.log.segs, s.Segment)
+		} else {
+			s.Segment.Release()
+		}
+	}
+	if limit != ^uint64(0) && r.next <= limit {
+		name := segments[len(segments)-1].Segment.Name()
+		return fmt.Errorf("journal ends at sequence %d in or before %s, but a later log says that it reached %d: %w",
+			r.next-1, name, limit, wal.ErrCorrupt)
+	}
+	return nil
+}
+
+// readSegment applies the records of one segment and returns how many were applied.
+func (r *recovery) readSegment(s Recovered, limit uint64) (int, error) {
+	seg, h := s.Segment, s.Header
+	size := seg.pages * wal.PageSize
+	sc := wal.NewScanner(seg, size, wal.PageSize, h.Owner, h.Epoch, h.Log, h.FirstSeq)
+	applied := 0
+	for {
+		rec, crcs, payload, _, ok, err := sc.Next()
+		if err != nil {
+			return applied, fmt.Errorf("read %s: %w", seg.Name(), err)
+		}
+		if !ok {
+			break
+		}
+		if rec.Seq < r.next {
+			continue
+		}
+		if rec.Seq > limit {
+			return applied, nil
+		}
+		e := Entry{Record: rec, CRCs: append([]uint32(nil), crcs...), Segment: seg, Payload: payload}
+		if err := r.apply(e); err != nil {
+			return applied, err
+		}
+		applied++
+		seg.last = rec.Seq
+		seg.dirty = true // read back is not yet durable: the process may have died alone
+		r.next, r.cut.Last = rec.Seq+1, rec.Seq
+		r.cut.Synced = max(r.cut.Synced, rec.Synced)
+	}
+	if r.next > limit {
+		return applied, nil
+	}
+	if r.next <= r.cut.Synced {
+		return applied, fmt.Errorf("%s: no good record %d at offset %d, though it was synced: %w", seg.Name(), r.next, sc.Offset(), wal.ErrCorrupt)
+	}
+	return applied, r.prove(s, sc.Offset())
+}
+
+// prove looks behind off for a record whose synced mark covers the one wanted next.
+func (r *recovery) prove(s Recovered, off int64) error {
+	h := s.Header
+	at, proved, err := wal.ProvesCorruption(s.Segment, s.Segment.pages*wal.PageSize, off, h.Owner, h.Epoch, h.Log, r.next)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", s.Segment.Name(), err)
+	}
+	if proved {
+		return fmt.Errorf("%s: no good record %d at offset %d, though the record at %d says it was synced: %w",
+			s.Segment.Name(), r.next, off, at, wal.ErrCorrupt)
+	}
+	return nil
+}

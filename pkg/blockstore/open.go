@@ -1,0 +1,255 @@
+package blockstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/k8ns/granary/pkg/blockstore/journal"
+	"github.com/k8ns/granary/pkg/catalog"
+	"github.com/k8ns/granary/pkg/dedup"
+	"github.com/k8ns/granary/pkg/wal"
+)
+
+func codecOf(compression string) dedup.Codec {
+	switch compression {
+	case "s2":
+		return dedup.CodecS2
+	case "none":
+		return dedup.CodecRaw
+	}
+	return dedup.CodecZstd
+}
+
+// newVolume makes the memory of a volume from its record, without any journal.
+func (s *Store) newVolume(id string, rec volumeRecord) *Volume {
+	v := &Volume{store: s, id: id, raw: rawID(id), sector: rec.Sector, codec: codecOf(rec.Compression)}
+	v.size.Store(rec.Size)
+	v.mu.layers = []*layer{{last: rec.Position.Seq}}
+	v.mu.root = rec.Root.slot()
+	v.mu.pos = rec.Position
+	v.mu.next = rec.Position.Seq + 1
+	v.mu.appended, v.mu.synced = rec.Position.Seq, rec.Position.Seq
+	v.mu.dataSeq, v.mu.marked = rec.Position.Seq, rec.Position.Seq
+	v.mu.deleted = rec.Deleted
+	v.mu.log = journal.NewLog(s.pool, v.raw, s.cat.Epoch(), s.cat.Durable)
+	return v
+}
+
+// recover reads the volume's journal back and freezes layers where cuts wait for
+// their root. Called before anybody else knows the volume.
+func (v *Volume) recover(segments []journal.Recovered, cuts []pendingCut) error {
+	from := v.mu.pos.Seq
+	freeze := func(seq uint64) {
+		for len(cuts) > 0 && cuts[0].seq <= seq {
+			active := v.mu.layers[len(v.mu.layers)-1]
+			active.cuts = append(active.cuts, cuts[0].id)
+			if active.last < cuts[0].seq {
+				active.last = cuts[0].seq
+			}
+			cuts = cuts[1:]
+			if len(cuts) == 0 || cuts[0].seq > active.last {
+				v.freeze()
+			}
+		}
+	}
+	end, err := v.mu.log.Recover(segments, from, func(e journal.Entry) error {
+		if len(cuts) > 0 && cuts[0].seq < e.Record.Seq {
+			freeze(e.Record.Seq - 1)
+		}
+		return v.replay(e)
+	})
+	if err != nil {
+		return err
+	}
+	if n := len(cuts); n > 0 && cuts[n-1].seq > end.Last {
+		return fmt.Errorf("journal ends at sequence %d, but snapshot cut %s stands at %d: %w", end.Last, cuts[n-1].id, cuts[n-1].seq, ErrCorrupt)
+	}
+	freeze(end.Last)
+	v.mu.next = end.Last + 1
+	// What was read back was in the files' page cache at least; whether it is durable
+	// nobody knows, so the next sync covers it again.
+	v.mu.appended, v.mu.dataSeq = end.Last, end.Last
+	v.mu.synced, v.mu.marked = min(max(end.Synced, from), end.Last), min(max(end.Synced, from), end.Last)
+	return nil
+}
+
+// replay puts one journal record into the active layer.
+func (v *Volume) replay(e journal.Entry) error {
+	rec := e.Record
+	off, n := int64(rec.Offset), int64(rec.Length)
+	active := v.mu.layers[len(v.mu.layers)-1]
+	active.last = rec.Seq
+	active.bytes += rec.Size()
+	var src *payload
+	switch rec.Type {
+	case wal.TypeMark:
+		return nil
+	case wal.TypeWrite:
+		src = &payload{start: off, n: n, seg: e.Segment, off: e.Payload, crcs: e.CRCs}
+	case wal.TypeHole:
+	default:
+		return fmt.Errorf("%s: a record of type %v in a journal: %w", e.Segment.Name(), rec.Type, ErrCorrupt)
+	}
+	if off < 0 || n <= 0 || off%sectorBytes != 0 || n%sectorBytes != 0 || off > v.Size() || n > v.Size()-off {
+		return fmt.Errorf("%s: record %d covers %d bytes at %d of a volume of %d: %w", e.Segment.Name(), rec.Seq, n, off, v.Size(), ErrCorrupt)
+	}
+	v.mu.oldest, v.mu.written = v.store.o.Now(), v.store.o.Now()
+	active.put(off/sectorBytes, (off+n)/sectorBytes, src)
+	return nil
+}
+
+// freeze ends the active layer and begins another. Called with v.mu held.
+func (v *Volume) freeze() {
+	active := v.mu.layers[len(v.mu.layers)-1]
+	v.mu.layers = append(v.mu.layers, &layer{last: active.last})
+}
+
+// busy tells whether the volume has to stay in memory. Called with v.mu held.
+func (v *Volume) busy() bool {
+	if v.mu.open || len(v.mu.layers) > 1 || v.mu.folding || v.mu.failed != nil {
+		return true
+	}
+	active := v.mu.layers[0]
+	return active.data || active.hold > 0 || active.last > v.mu.pos.Seq
+}
+
+// OpenVolume opens a volume for reading and writing; ErrInUse if it is open already. A
+// volume that starts at a cut without a root waits for it.
+func (s *Store) OpenVolume(ctx context.Context, id string) (*Volume, error) {
+	if err := checkID('v', id); err != nil {
+		return nil, err
+	}
+	if err := s.resolveCut(ctx, id); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.closed {
+		return nil, fmt.Errorf("store %s: %w", s.dir, ErrClosed)
+	}
+	var rec volumeRecord
+	if _, err := get(s.cat, keyVolume+id, &rec); err != nil {
+		return nil, err
+	}
+	if rec.Deleted || s.mu.deleting[id] {
+		return nil, fmt.Errorf("volume %s: %w", id, ErrNotFound)
+	}
+	v := s.mu.volumes[id]
+	if v == nil {
+		v = s.newVolume(id, rec)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch {
+	case v.mu.open:
+		return nil, fmt.Errorf("volume %s is attached already: %w", id, ErrInUse)
+	case v.mu.failed != nil:
+		return nil, fmt.Errorf("volume %s: %w: %w", id, ErrFailed, v.mu.failed)
+	}
+	v.mu.open = true
+	s.mu.volumes[id] = v
+	return v, nil
+}
+
+// Close ends the use of an open volume: it syncs the journal; the fold follows in the
+// background. Writes still waiting for room fail with ErrClosed; none is lost that was
+// acknowledged.
+func (v *Volume) Close() error {
+	v.mu.Lock()
+	if !v.mu.open {
+		v.mu.Unlock()
+		return fmt.Errorf("volume %s: %w", v.id, ErrClosed)
+	}
+	v.mu.open = false
+	var wait chan struct{}
+	if n := len(v.mu.ops); n > 0 {
+		last := v.mu.ops[n-1]
+		if last.wait == nil {
+			last.wait = make(chan struct{})
+		}
+		wait = last.wait
+	}
+	v.mu.Unlock()
+	v.store.pool.Wake()
+	if wait != nil {
+		<-wait
+	}
+	err := v.syncJournal()
+	v.store.forget(v)
+	v.store.sched.kickFold()
+	return err
+}
+
+// forget drops a volume from memory that nothing keeps there.
+func (s *Store) forget(v *Volume) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.busy() || s.mu.volumes[v.id] != v {
+		return
+	}
+	v.mu.log.Drop()
+	delete(s.mu.volumes, v.id)
+}
+
+// loaded returns the volume's memory, nil if it has none: then its record says all.
+func (s *Store) loaded(id string) *Volume {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.volumes[id]
+}
+
+// resolveCut gives a volume that starts at a cut the cut's root, waiting for it.
+func (s *Store) resolveCut(ctx context.Context, id string) error {
+	for {
+		wait := s.sched.folded()
+		done := true
+		_, err := s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
+			var err error
+			var ops []catalog.Op
+			done, ops, err = resolve(view, id)
+			return ops, err
+		})
+		if err != nil || done {
+			return err
+		}
+		s.sched.kickFold()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return fmt.Errorf("volume %s waits for its source to be folded: %w", id, ctx.Err())
+		}
+	}
+}
+
+// resolve makes the operations that end a volume's dependence on its cut; done is
+// false while the cut has no root.
+func resolve(view catalog.View, id string) (done bool, ops []catalog.Op, err error) {
+	var rec volumeRecord
+	e, err := get(view, keyVolume+id, &rec)
+	if err != nil || rec.Cut == "" {
+		return true, nil, err
+	}
+	var cut cutRecord
+	ce, err := get(view, keyCut+rec.Cut, &cut)
+	if err != nil {
+		return true, nil, fmt.Errorf("volume %s starts at a cut that is gone: %w", id, errors.Join(ErrCorrupt, err))
+	}
+	if cut.Pending {
+		return false, nil, nil
+	}
+	ops = append(ops, unname(rec.Cut, cut, ce.Revision))
+	rec.Root, rec.Mapped, rec.Cut = cut.Root, cut.Mapped, ""
+	return true, append(ops, put(keyVolume+id, rec, e.Revision)), nil
+}
+
+// unname takes one name from a cut, which goes with its last.
+func unname(id string, cut cutRecord, revision uint64) catalog.Op {
+	if cut.Names <= 1 {
+		return del(keyCut+id, revision)
+	}
+	cut.Names--
+	return put(keyCut+id, cut, revision)
+}

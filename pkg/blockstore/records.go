@@ -1,0 +1,206 @@
+package blockstore
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/k8ns/granary/pkg/catalog"
+	"github.com/k8ns/granary/pkg/dedup"
+)
+
+// Keys of the catalog (FORMAT.md, section 4).
+const (
+	keyVolume       = "volume/"
+	keyVolumeName   = "volumename/"
+	keySnapshot     = "snapshot/"
+	keySnapshotName = "snapshotname/"
+	keyCut          = "cut/"
+	keyDamage       = "damage/"
+	keyAttach       = "attach/"
+)
+
+// position is a place in a volume's journal: folded up to and including Seq.
+type position struct {
+	Epoch uint64 `json:"epoch"`
+	Log   uint64 `json:"log"`
+	Seq   uint64 `json:"seq"`
+}
+
+// rootRef names a root node; nil in a record means that everything is a hole.
+type rootRef struct {
+	Chunk dedup.ChunkID `json:"chunk"`
+	Slot  uint16        `json:"slot"`
+}
+
+func refOf(s dedup.Slot) *rootRef {
+	if s.IsZero() {
+		return nil
+	}
+	return &rootRef{s.Chunk, s.Slot}
+}
+
+func (r *rootRef) slot() dedup.Slot {
+	if r == nil {
+		return dedup.Slot{}
+	}
+	return dedup.Slot{Chunk: r.Chunk, Slot: r.Slot}
+}
+
+type volumeRecord struct {
+	Name        string            `json:"name"`
+	Created     time.Time         `json:"created"`
+	Size        int64             `json:"size"` // bytes
+	Sector      int               `json:"sector"`
+	Compression string            `json:"compression"`
+	OnFull      string            `json:"onFull"`
+	State       VolumeState       `json:"state"`
+	FSType      string            `json:"fsType,omitempty"`
+	Source      string            `json:"source,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Root        *rootRef          `json:"root,omitempty"`
+	Position    position          `json:"position"`
+	Mapped      int64             `json:"mapped"` // blocks
+	Cut         string            `json:"cut,omitempty"`
+	Deleted     bool              `json:"deleted,omitempty"`
+}
+
+type snapshotRecord struct {
+	Name        string            `json:"name"`
+	Created     time.Time         `json:"created"`
+	Volume      string            `json:"volume"`
+	VolumeName  string            `json:"volumeName"`
+	Size        int64             `json:"size"`
+	Sector      int               `json:"sector"`
+	Compression string            `json:"compression"`
+	OnFull      string            `json:"onFull"`
+	Cut         string            `json:"cut"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	State       VolumeState       `json:"state"`
+	FSType      string            `json:"fsType,omitempty"`
+}
+
+type cutRecord struct {
+	Volume   string   `json:"volume"`
+	Position position `json:"position"`
+	Pending  bool     `json:"pending,omitempty"`
+	Root     *rootRef `json:"root,omitempty"`
+	Size     int64    `json:"size"`
+	Mapped   int64    `json:"mapped"`
+	Names    int      `json:"names"`
+}
+
+type nameRecord struct {
+	ID string `json:"id"`
+}
+
+type damageRecord struct {
+	Fingerprint string    `json:"fingerprint"`
+	File        string    `json:"file"`
+	Offset      int64     `json:"offset"`
+	Reason      string    `json:"reason"`
+	Found       time.Time `json:"found"`
+}
+
+func encode(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("blockstore: record cannot be encoded: " + err.Error())
+	}
+	return b
+}
+
+// decode reads a record into v, whatever v held before; unknown fields are refused:
+// they would be lost.
+func decode(e catalog.Entry, v any) error {
+	reflect.ValueOf(v).Elem().SetZero()
+	d := json.NewDecoder(bytes.NewReader(e.Value))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return fmt.Errorf("catalog record %s: %v: %w", e.Key, err, ErrCorrupt)
+	}
+	return nil
+}
+
+// getter is the part of catalog.View and *catalog.Catalog that lookups need.
+type getter interface {
+	Get(key string) (catalog.Entry, bool)
+}
+
+// get reads record key into v. ErrNotFound if there is none.
+func get(g getter, key string, v any) (catalog.Entry, error) {
+	e, ok := g.Get(key)
+	if !ok {
+		return e, fmt.Errorf("%s: %w", describeKey(key), ErrNotFound)
+	}
+	return e, decode(e, v)
+}
+
+func describeKey(key string) string {
+	kind, name, _ := strings.Cut(key, "/")
+	switch kind + "/" {
+	case keyVolumeName:
+		return fmt.Sprintf("volume %q", name)
+	case keySnapshotName:
+		return fmt.Sprintf("snapshot %q", name)
+	}
+	return kind + " " + name
+}
+
+func put(key string, v any, expect uint64) catalog.Op {
+	return catalog.Op{Key: key, Value: encode(v), Expect: expect}
+}
+
+func del(key string, expect uint64) catalog.Op {
+	return catalog.Op{Key: key, Expect: expect}
+}
+
+var idPattern = regexp.MustCompile(`^[vsc]-[0-9a-f]{32}$`)
+
+// checkID refuses what the engine did not make, before it becomes a key.
+func checkID(kind byte, id string) error {
+	if !idPattern.MatchString(id) || id[0] != kind {
+		return fmt.Errorf("%q is not an ID of the form %c- and 32 hexadecimal digits: %w", id, kind, ErrInvalid)
+	}
+	return nil
+}
+
+// newID makes a random ID.
+func (s *Store) newID(kind byte) string {
+	var b [16]byte
+	if _, err := s.o.Rand.Read(b[:]); err != nil {
+		panic("blockstore: no randomness: " + err.Error())
+	}
+	return string(kind) + "-" + hex.EncodeToString(b[:])
+}
+
+// rawID is the 16 bytes of an ID that passed checkID.
+func rawID(id string) (raw [16]byte) {
+	hex.Decode(raw[:], []byte(id[2:]))
+	return raw
+}
+
+// MaxNameBytes limits names of volumes and snapshots.
+const MaxNameBytes = 128
+
+func checkName(what, name string) error {
+	switch {
+	case name == "":
+		return fmt.Errorf("a %s needs a name: %w", what, ErrInvalid)
+	case len(name) > MaxNameBytes:
+		return fmt.Errorf("%s name of %d bytes: at most %d are allowed: %w", what, len(name), MaxNameBytes, ErrInvalid)
+	case idPattern.MatchString(name):
+		return fmt.Errorf("%s name %q has the form of an ID: %w", what, name, ErrInvalid)
+	}
+	for _, r := range name {
+		if r < ' ' || r == 0x7f || r == '/' || r == 0xfffd {
+			return fmt.Errorf("%s name %q: control characters and '/' are not allowed: %w", what, name, ErrInvalid)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,178 @@
+package blockstore
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// markDelay is how long a synced mark may wait for a record to carry it.
+const markDelay = 100 * time.Millisecond
+
+// scheduler decides when the step functions run; it knows nothing of what they do.
+// Without Run nothing is scheduled and tests call the steps themselves.
+type scheduler struct {
+	running atomic.Bool
+	fold    chan struct{} // wakes a fold worker
+	collect chan struct{} // wakes the collector
+	damage  chan struct{} // wakes the writer of damage records
+
+	mu     sync.Mutex
+	done   chan struct{} // closed after the next fold
+	claims map[*Volume]bool
+}
+
+func (c *scheduler) init() {
+	c.fold, c.collect, c.damage = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
+	c.done = make(chan struct{})
+	c.claims = make(map[*Volume]bool)
+}
+
+func kick(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+func (c *scheduler) kickFold()    { kick(c.fold) }
+func (c *scheduler) kickCollect() { kick(c.collect) }
+func (c *scheduler) kickDamage()  { kick(c.damage) }
+
+// folded returns a channel that is closed when the next fold has ended.
+func (c *scheduler) folded() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.done
+}
+
+func (c *scheduler) announceFold() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	close(c.done)
+	c.done = make(chan struct{})
+}
+
+// markSoon writes the volume's synced mark within markDelay.
+func (c *scheduler) markSoon(v *Volume) {
+	if c.running.Load() && v.marking.CompareAndSwap(false, true) {
+		time.AfterFunc(markDelay, func() {
+			v.marking.Store(false)
+			v.markStep()
+		})
+	}
+}
+
+// Run folds, collects and records damage in the background until ctx ends, and returns
+// when all of it has ended. Call it once.
+func (s *Store) Run(ctx context.Context) {
+	s.sched.running.Store(true)
+	defer s.sched.running.Store(false)
+	var wg sync.WaitGroup
+	for range s.o.FoldWorkers {
+		wg.Go(func() { s.foldLoop(ctx) })
+	}
+	wg.Go(func() { s.collectLoop(ctx) })
+	wg.Go(func() { s.damageLoop(ctx) })
+	wg.Wait()
+}
+
+// foldLoop folds what is due and sleeps until something is.
+func (s *Store) foldLoop(ctx context.Context) {
+	for ctx.Err() == nil {
+		v, wait := s.claimFold(s.o.Now())
+		if v != nil {
+			did, err := s.foldOnce(v)
+			s.unclaim(v)
+			if err != nil {
+				s.log.Warn("fold failed and will be tried again", "volume_id", v.id, "err", err)
+			}
+			if did {
+				s.sched.kickFold() // another worker may have passed it by
+			}
+			continue
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-s.sched.fold:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// idleWait is how long a worker sleeps when nothing will be due by itself.
+const idleWait = time.Hour
+
+// claimFold picks the volume whose fold is due longest, so that no other worker takes
+// it, or tells how long nothing will be due.
+func (s *Store) claimFold(now time.Time) (*Volume, time.Duration) {
+	pressure := !s.pool.Room()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var best *Volume
+	var bestDue time.Time
+	for _, v := range s.mu.volumes {
+		due, ok := v.foldDue(now, pressure)
+		if !ok || s.claimed(v) {
+			continue
+		}
+		if best == nil || due.Before(bestDue) {
+			best, bestDue = v, due
+		}
+	}
+	if best == nil {
+		return nil, idleWait
+	}
+	if wait := bestDue.Sub(now); wait > 0 {
+		return nil, wait
+	}
+	s.sched.mu.Lock()
+	s.sched.claims[best] = true
+	s.sched.mu.Unlock()
+	return best, 0
+}
+
+func (s *Store) claimed(v *Volume) bool {
+	s.sched.mu.Lock()
+	defer s.sched.mu.Unlock()
+	return s.sched.claims[v]
+}
+
+func (s *Store) unclaim(v *Volume) {
+	s.sched.mu.Lock()
+	defer s.sched.mu.Unlock()
+	delete(s.sched.claims, v)
+}
+
+// foldDue tells when the volume's next fold is due; false if there is nothing to fold.
+func (v *Volume) foldDue(now time.Time, pressure bool) (time.Time, bool) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	o := v.store.o
+	oldest := v.mu.layers[0]
+	if v.mu.unfoldable || oldest.hold > 0 {
+		return time.Time{}, false
+	}
+	due := now
+	switch {
+	case len(v.mu.layers) > 1 || v.mu.deleted:
+	case oldest.last <= v.mu.pos.Seq:
+		return time.Time{}, false
+	case !v.mu.open || v.mu.failed != nil:
+	case !oldest.data: // only marks: let go of the segment some time
+		due = v.mu.written.Add(o.MaxAge)
+	case pressure || oldest.bytes >= o.FoldBytes:
+	default:
+		due = v.mu.oldest.Add(o.MaxAge)
+		if idle := v.mu.written.Add(o.IdleAfter); oldest.bytes >= o.IdleBytes && idle.Before(due) {
+			due = idle
+		}
+	}
+	if due.Before(v.mu.retry) {
+		due = v.mu.retry
+	}
+	return due, true
+}

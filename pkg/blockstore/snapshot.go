@@ -1,0 +1,295 @@
+package blockstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+
+	"github.com/k8ns/granary/pkg/catalog"
+)
+
+// cutPoint is a volume's image at one place of its journal, about to be named.
+type cutPoint struct {
+	id  string       // of the cut
+	cut cutRecord    // Pending, or with the root; Names is 0
+	rec volumeRecord // the volume's
+}
+
+// errMoved says that a fold moved the volume's position past the mark: mark again.
+var errMoved = errors.New("volume moved past the mark")
+
+// withCut marks a volume's journal, syncs it up to the mark and commits what ops makes
+// of the cut. Writers wait for no longer than the mark takes. The mark holds its
+// overlay layer: no fold moves past it before the cut is recorded, so that the cut
+// gets its root (or has it already).
+func (s *Store) withCut(ctx context.Context, volumeID string, ops func(catalog.View, cutPoint) ([]catalog.Op, error)) error {
+	id := s.newID('c')
+	for {
+		v, l, seq, err := s.mark(ctx, volumeID)
+		if err != nil {
+			return err
+		}
+		if v != nil && l != nil {
+			if err := v.syncJournal(); err != nil {
+				v.unhold(l, "")
+				return err
+			}
+		}
+		err = s.commitCut(volumeID, id, l, seq, ops)
+		if l != nil {
+			name := ""
+			if err == nil {
+				name = id
+			}
+			v.unhold(l, name)
+			s.sched.kickFold()
+		}
+		if !errors.Is(err, errMoved) {
+			return err
+		}
+	}
+}
+
+// commitCut commits a cut at seq. l is nil when the volume has no unfolded write: then
+// the cut is the volume's root, if that still stands at seq.
+func (s *Store) commitCut(volumeID, id string, l *layer, seq uint64, ops func(catalog.View, cutPoint) ([]catalog.Op, error)) error {
+	_, err := s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
+		c := cutPoint{id: id}
+		if _, err := get(view, keyVolume+volumeID, &c.rec); err != nil {
+			return nil, err
+		}
+		if c.rec.Deleted {
+			return nil, fmt.Errorf("volume %s: %w", volumeID, ErrNotFound)
+		}
+		c.cut = cutRecord{Volume: volumeID, Position: c.rec.Position, Size: c.rec.Size, Mapped: c.rec.Mapped}
+		switch {
+		case l != nil:
+			c.cut.Pending = true
+			c.cut.Position.Seq = seq
+		case c.rec.Position.Seq != seq:
+			return nil, errMoved
+		default:
+			c.cut.Root = c.rec.Root
+		}
+		return ops(view, c)
+	})
+	return err
+}
+
+// mark ends the present layer of a volume. It returns the layer that ends at the mark,
+// held, or nil when everything up to the mark is folded; and the mark's sequence.
+func (s *Store) mark(ctx context.Context, volumeID string) (*Volume, *layer, uint64, error) {
+	if err := s.resolveCut(ctx, volumeID); err != nil {
+		return nil, nil, 0, err
+	}
+	for {
+		folded := s.sched.folded()
+		s.mu.Lock()
+		v := s.mu.volumes[volumeID]
+		if v == nil {
+			defer s.mu.Unlock()
+			var rec volumeRecord
+			if _, err := get(s.cat, keyVolume+volumeID, &rec); err != nil {
+				return nil, nil, 0, err
+			}
+			return nil, nil, rec.Position.Seq, nil
+		}
+		s.mu.Unlock()
+		l, seq, err := v.hold(s.o.MaxLayers)
+		if !errors.Is(err, errWait) {
+			return v, l, seq, err
+		}
+		s.sched.kickFold()
+		select {
+		case <-folded:
+		case <-ctx.Done():
+			return nil, nil, 0, fmt.Errorf("volume %s: %d snapshots wait to be folded: %w", volumeID, s.o.MaxLayers, ctx.Err())
+		}
+	}
+}
+
+// hold freezes the active layer, if it has anything, and holds the newest frozen one.
+// errWait if too many layers wait for their fold.
+func (v *Volume) hold(maxLayers int) (*layer, uint64, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch {
+	case v.mu.failed != nil:
+		return nil, 0, fmt.Errorf("volume %s: %w: %w", v.id, ErrFailed, v.mu.failed)
+	case v.mu.deleted:
+		return nil, 0, fmt.Errorf("volume %s: %w", v.id, ErrNotFound)
+	}
+	n := len(v.mu.layers)
+	active := v.mu.layers[n-1]
+	switch {
+	case active.data:
+		if n > maxLayers {
+			return nil, 0, errWait
+		}
+		v.freeze()
+		active.hold++
+		return active, active.last, nil
+	case n > 1:
+		l := v.mu.layers[n-2]
+		l.hold++
+		return l, l.last, nil
+	}
+	return nil, v.mu.pos.Seq, nil
+}
+
+// unhold ends a hold; a recorded cut gets its root from the layer's fold.
+func (v *Volume) unhold(l *layer, cut string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	l.hold--
+	if cut != "" {
+		l.cuts = append(l.cuts, cut)
+	}
+}
+
+// CreateSnapshot takes a snapshot of a volume as it is now: every write acknowledged
+// before the call is in it, none begun after the return. It costs one journal sync and
+// one commit; Ready follows with a fold in the background. ErrExists if the name is
+// taken.
+func (s *Store) CreateSnapshot(ctx context.Context, volumeID, name string, labels map[string]string) (SnapshotInfo, error) {
+	if err := checkName("snapshot", name); err != nil {
+		return SnapshotInfo{}, err
+	}
+	if err := checkID('v', volumeID); err != nil {
+		return SnapshotInfo{}, err
+	}
+	if err := nameFree(s.cat, name); err != nil {
+		return SnapshotInfo{}, fmt.Errorf("create snapshot: %w", err)
+	}
+	id := s.newID('s')
+	err := s.withCut(ctx, volumeID, func(view catalog.View, c cutPoint) ([]catalog.Op, error) {
+		if err := nameFree(view, name); err != nil {
+			return nil, err
+		}
+		c.cut.Names = 1
+		rec := snapshotRecord{
+			Name: name, Created: s.o.Now().UTC(), Volume: volumeID, VolumeName: c.rec.Name,
+			Size: c.rec.Size, Sector: c.rec.Sector, Compression: c.rec.Compression, OnFull: c.rec.OnFull,
+			Cut: c.id, Labels: labels, State: c.rec.State, FSType: c.rec.FSType,
+		}
+		return []catalog.Op{
+			put(keyCut+c.id, c.cut, catalog.ExpectAbsent),
+			put(keySnapshot+id, rec, catalog.ExpectAbsent),
+			put(keySnapshotName+name, nameRecord{id}, catalog.ExpectAbsent),
+		}, nil
+	})
+	if err != nil {
+		return SnapshotInfo{}, fmt.Errorf("create snapshot: %w", err)
+	}
+	return s.Snapshot(id)
+}
+
+func nameFree(g getter, name string) error {
+	var n nameRecord
+	_, err := get(g, keySnapshotName+name, &n)
+	if err == nil {
+		return fmt.Errorf("snapshot %q is %s: %w", name, n.ID, ErrExists)
+	}
+	if !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	return nil
+}
+
+// WaitSnapshot returns when the snapshot is ready.
+func (s *Store) WaitSnapshot(ctx context.Context, id string) (SnapshotInfo, error) {
+	for {
+		wait := s.sched.folded()
+		info, err := s.Snapshot(id)
+		if err != nil || info.Ready {
+			return info, err
+		}
+		s.sched.kickFold()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return info, fmt.Errorf("snapshot %s is not ready yet: %w", id, ctx.Err())
+		}
+	}
+}
+
+// DeleteSnapshot removes a snapshot; clones of it live on.
+func (s *Store) DeleteSnapshot(id string) error {
+	if err := checkID('s', id); err != nil {
+		return err
+	}
+	mapped := int64(0)
+	_, err := s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
+		var rec snapshotRecord
+		e, err := get(view, keySnapshot+id, &rec)
+		if err != nil {
+			return nil, err
+		}
+		ops := []catalog.Op{del(keySnapshot+id, e.Revision), del(keySnapshotName+rec.Name, catalog.ExpectAny)}
+		var cut cutRecord
+		ce, err := get(view, keyCut+rec.Cut, &cut)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return nil, err
+		}
+		if err == nil {
+			mapped = cut.Mapped
+			ops = append(ops, unname(rec.Cut, cut, ce.Revision))
+		}
+		return ops, nil
+	})
+	if err != nil {
+		return fmt.Errorf("delete snapshot: %w", err)
+	}
+	s.addGarbage(mapped * BlockSize / 16) // most of it is shared; marking finds out
+	return nil
+}
+
+// Snapshot describes a snapshot by ID or name; ErrNotFound.
+func (s *Store) Snapshot(idOrName string) (SnapshotInfo, error) {
+	id := idOrName
+	if !idPattern.MatchString(id) {
+		var n nameRecord
+		if _, err := get(s.cat, keySnapshotName+idOrName, &n); err != nil {
+			return SnapshotInfo{}, err
+		}
+		id = n.ID
+	}
+	var rec snapshotRecord
+	if _, err := get(s.cat, keySnapshot+id, &rec); err != nil {
+		return SnapshotInfo{}, err
+	}
+	return describeSnapshot(s.cat, id, rec), nil
+}
+
+// Snapshots describes the snapshots of a volume, or all for "", by name.
+func (s *Store) Snapshots(volumeID string) []SnapshotInfo {
+	var out []SnapshotInfo
+	view := s.cat.View()
+	for _, e := range view.Scan(keySnapshot, "", 0) {
+		var rec snapshotRecord
+		if err := decode(e, &rec); err != nil {
+			s.log.Error("unreadable record", "err", err)
+			continue
+		}
+		if volumeID == "" || rec.Volume == volumeID {
+			out = append(out, describeSnapshot(view, strings.TrimPrefix(e.Key, keySnapshot), rec))
+		}
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out
+}
+
+func describeSnapshot(g getter, id string, rec snapshotRecord) SnapshotInfo {
+	info := SnapshotInfo{
+		ID: id, Name: rec.Name, VolumeID: rec.Volume, VolumeName: rec.VolumeName,
+		SizeBytes: rec.Size, Created: rec.Created, Labels: rec.Labels,
+	}
+	var cut cutRecord
+	if _, err := get(g, keyCut+rec.Cut, &cut); err == nil {
+		info.Ready = !cut.Pending
+		info.MappedBytes = cut.Mapped * BlockSize
+	}
+	return info
+}

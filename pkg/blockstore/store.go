@@ -1,0 +1,375 @@
+package blockstore
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path"
+	"sort"
+	"strings"
+	"sync"
+
+	"github.com/k8ns/granary/pkg/blob"
+	"github.com/k8ns/granary/pkg/blockstore/blockmap"
+	"github.com/k8ns/granary/pkg/blockstore/journal"
+	"github.com/k8ns/granary/pkg/catalog"
+	"github.com/k8ns/granary/pkg/dedup"
+	"github.com/k8ns/granary/pkg/vfs"
+)
+
+// Directories of a store.
+const (
+	dirCatalog = "catalog"
+	dirChunks  = "chunks"
+	dirJournal = "journal"
+	dirReserve = "reserve"
+)
+
+// openFiles bounds the descriptors of sealed chunk files.
+const openFiles = 256
+
+// Store is a set of volumes that share chunk files and a catalog. Safe for concurrent
+// use.
+type Store struct {
+	// Fixed after Open.
+	fsys     vfs.FS
+	dir      string
+	o        Options
+	log      *slog.Logger
+	id       [16]byte
+	lock     io.Closer
+	cat      *catalog.Catalog
+	blobs    *blob.Dir
+	chunks   *dedup.Store
+	tree     *blockmap.Tree
+	pool     *journal.Pool
+	reserve  *reserve
+	maxWrite int // bytes of one journal record
+
+	gate  gate
+	sched scheduler
+
+	mu struct {
+		sync.Mutex
+		volumes  map[string]*Volume // open, or with a journal
+		deleting map[string]bool
+		closed   bool
+		full     bool // writers wait for the disk
+	}
+	coll   collector
+	damage damageQueue
+}
+
+// Open opens the store in dir, making one if the directory holds none. It takes the
+// directory's lock (ErrLocked) until Close, raises the store's epoch durably, recovers
+// every journal and refuses a catalog older than the files beside it (ErrOlder, I10).
+// A volume whose journal is corrupt fails closed by itself; the others are served.
+func Open(fsys vfs.FS, dir string, o Options) (*Store, error) {
+	o = o.withDefaults()
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	if err := fsys.MkdirAll(dir); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	lock, err := fsys.Lock(path.Join(dir, "lock"))
+	if err != nil {
+		return nil, fmt.Errorf("open store %s: %w", dir, err)
+	}
+	s := &Store{fsys: fsys, dir: dir, o: o, log: o.Logger, lock: lock}
+	s.mu.volumes = make(map[string]*Volume)
+	s.mu.deleting = make(map[string]bool)
+	s.sched.init()
+	if err := s.open(); err != nil {
+		s.closeFiles()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Store) open() error {
+	h, err := openStoreHeader(s.fsys, s.dir, func() (id [16]byte) {
+		if _, err := io.ReadFull(s.o.Rand, id[:]); err != nil {
+			panic("blockstore: no randomness: " + err.Error())
+		}
+		return id
+	})
+	if err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	s.id = h.store
+	if s.cat, err = catalog.Open(s.fsys, path.Join(s.dir, dirCatalog), s.id, catalog.Options{}); err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	if err := s.openChunks(false); err != nil {
+		return err
+	}
+	owned, err := s.openJournal(false)
+	if err != nil {
+		return err
+	}
+	if err := s.checkAge(h, owned); err != nil {
+		return err
+	}
+	if s.reserve, err = openReserve(s.fsys, path.Join(s.dir, dirReserve), s.o.SegmentBytes, s.o.ReserveBytes); err != nil {
+		return err
+	}
+	if err := s.loadDamage(); err != nil {
+		return err
+	}
+	if err := s.recoverVolumes(owned); err != nil {
+		return err
+	}
+	if err := s.removeDeleted(); err != nil {
+		return err
+	}
+	if err := s.reserve.ensure(s.pool.Stats().InUse); err != nil {
+		s.setFull(true, err)
+	}
+	return nil
+}
+
+func (s *Store) openChunks(readOnly bool) (err error) {
+	dir := path.Join(s.dir, dirChunks)
+	if readOnly {
+		s.blobs = blob.ExistingDir(s.fsys, dir, openFiles)
+	} else if s.blobs, err = blob.NewDir(s.fsys, dir, openFiles); err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	s.chunks, err = dedup.Open(s.blobs, dedup.Options{
+		Store: s.id, Epoch: uint32(s.cat.Epoch()), Commit: s.cat.Durable,
+		FileBytes: s.o.ChunkFileBytes, CacheBytes: s.o.CacheBytes, ListCache: s.o.ListCache,
+		Workers: s.o.Workers, NoSpace: s.noSpace, OnDamage: s.onDamage, ReadOnly: readOnly,
+	})
+	if err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	for _, p := range s.chunks.Problems() {
+		s.log.Warn("chunk file", "problem", fmt.Sprint(p))
+	}
+	s.tree = blockmap.New(s.chunks, s.o.NodeCache)
+	return nil
+}
+
+func (s *Store) openJournal(readOnly bool) ([]journal.Recovered, error) {
+	dir := path.Join(s.dir, dirJournal)
+	if !readOnly {
+		if err := s.fsys.MkdirAll(dir); err != nil {
+			return nil, fmt.Errorf("open store: %w", err)
+		}
+	}
+	pool, owned, bad, err := journal.OpenPool(s.fsys, dir, journal.PoolOptions{
+		Store: s.id, SegmentBytes: s.o.SegmentBytes, BudgetBytes: s.o.JournalBytes,
+		Allow: s.allowSegment, ReadOnly: readOnly,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	for _, b := range bad {
+		s.log.Warn("journal segment taken as free", "err", b)
+	}
+	s.pool = pool
+	s.maxWrite = min(pool.MaxPayload(), 1<<20)
+	return owned, nil
+}
+
+// checkAge refuses a catalog older than what was written beside it (I10).
+func (s *Store) checkAge(h storeHeader, owned []journal.Recovered) error {
+	newest, where := h.commit, headerName
+	if c := s.chunks.MaxCommit(); c > newest {
+		newest, where = c, "a chunk file"
+	}
+	for _, o := range owned {
+		if o.Header.Commit > newest {
+			newest, where = o.Header.Commit, o.Segment.Name()
+		}
+	}
+	if have := s.cat.Durable(); have < newest {
+		return fmt.Errorf("%s: the catalog ends at commit %d, but %s was written after commit %d: an older catalog is never served: %w",
+			s.dir, have, where, newest, ErrOlder)
+	}
+	return nil
+}
+
+// recoverVolumes reads the journals of all volumes back.
+func (s *Store) recoverVolumes(owned []journal.Recovered) error {
+	byVolume := make(map[string][]journal.Recovered)
+	for _, o := range owned {
+		id := "v-" + hex.EncodeToString(o.Header.Owner[:])
+		byVolume[id] = append(byVolume[id], o)
+	}
+	cuts, err := s.pendingCuts()
+	if err != nil {
+		return err
+	}
+	ids := make([]string, 0, len(byVolume))
+	for id := range byVolume {
+		ids = append(ids, id)
+	}
+	sort.Strings(ids) // one order for one state
+	for _, id := range ids {
+		var rec volumeRecord
+		if _, err := get(s.cat, keyVolume+id, &rec); errors.Is(err, ErrNotFound) {
+			for _, r := range byVolume[id] { // deleted: its journal is nobody's
+				r.Segment.Release()
+			}
+			continue
+		} else if err != nil {
+			return err
+		}
+		v := s.newVolume(id, rec)
+		if err := v.recover(byVolume[id], cuts[id]); err != nil {
+			s.log.Error("journal cannot be read back", "volume_id", id, "err", err)
+			v.mu.failed, v.mu.unfoldable = err, true
+		}
+		delete(cuts, id)
+		if v.busy() {
+			s.mu.volumes[id] = v
+		} else {
+			v.mu.log.Drop()
+		}
+	}
+	for id, c := range cuts {
+		s.log.Error("the journal of a pending cut is missing", "volume_id", id, "cut", c[0].id)
+		var rec volumeRecord
+		if _, err := get(s.cat, keyVolume+id, &rec); err == nil {
+			v := s.newVolume(id, rec)
+			v.mu.failed = fmt.Errorf("the journal that holds snapshot cut %s is missing: %w", c[0].id, ErrCorrupt)
+			v.mu.unfoldable = true
+			s.mu.volumes[id] = v
+		}
+	}
+	return nil
+}
+
+// removeDeleted drops the records of deleted volumes that owe nothing any more: a crash
+// can leave one between the fold of its last cut and the next commit.
+func (s *Store) removeDeleted() error {
+	for _, e := range s.scan(keyVolume) {
+		var rec volumeRecord
+		if err := decode(e, &rec); err != nil {
+			return err
+		}
+		if !rec.Deleted || s.mu.volumes[strings.TrimPrefix(e.Key, keyVolume)] != nil {
+			continue
+		}
+		if _, err := s.cat.Commit(del(e.Key, e.Revision)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type pendingCut struct {
+	id  string
+	seq uint64
+}
+
+// pendingCuts lists the cuts without a root by volume, in journal order.
+func (s *Store) pendingCuts() (map[string][]pendingCut, error) {
+	out := make(map[string][]pendingCut)
+	for _, e := range s.scan(keyCut) {
+		var c cutRecord
+		if err := decode(e, &c); err != nil {
+			return nil, err
+		}
+		if c.Pending {
+			out[c.Volume] = append(out[c.Volume], pendingCut{strings.TrimPrefix(e.Key, keyCut), c.Position.Seq})
+		}
+	}
+	for _, cs := range out {
+		sort.Slice(cs, func(i, j int) bool { return cs[i].seq < cs[j].seq })
+	}
+	return out, nil
+}
+
+// scan lists all records below a prefix.
+func (s *Store) scan(prefix string) []catalog.Entry { return s.cat.View().Scan(prefix, "", 0) }
+
+// ID is the store's ID, 32 hexadecimal digits.
+func (s *Store) ID() string { return hex.EncodeToString(s.id[:]) }
+
+// Dir is the store's directory.
+func (s *Store) Dir() string { return s.dir }
+
+// Close syncs and closes every volume, seals what is open and lets go of the
+// directory. Run must have returned. Volumes still open are closed; their journals are
+// folded after the next start.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.mu.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.mu.closed = true
+	vols := make([]*Volume, 0, len(s.mu.volumes))
+	for _, v := range s.mu.volumes {
+		vols = append(vols, v)
+	}
+	s.mu.Unlock()
+	sort.Slice(vols, func(i, j int) bool { return vols[i].id < vols[j].id })
+	var errs []error
+	for _, v := range vols {
+		if err := v.Close(); err != nil && !errors.Is(err, ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	s.damageStep()
+	errs = append(errs, s.chunks.Close())
+	if len(errs) == 0 || errors.Join(errs...) == nil {
+		errs = append(errs, writeStoreHeader(s.fsys, s.dir, storeHeader{s.id, s.cat.Durable()}))
+	}
+	errs = append(errs, s.closeFiles())
+	return errors.Join(errs...)
+}
+
+// closeFiles closes what open opened, without sealing anything.
+func (s *Store) closeFiles() error {
+	var errs []error
+	if s.pool != nil {
+		errs = append(errs, s.pool.Close())
+	}
+	if s.blobs != nil {
+		s.blobs.Close()
+	}
+	if s.cat != nil {
+		errs = append(errs, s.cat.Close())
+	}
+	return errors.Join(append(errs, s.lock.Close())...)
+}
+
+// allowSegment is asked before a segment goes to a writer: the reserve must be whole.
+func (s *Store) allowSegment(inUse int) error {
+	if s.reserve == nil {
+		return nil
+	}
+	err := s.reserve.ensure(inUse)
+	s.setFull(errors.Is(err, ErrNoSpace), err)
+	return err
+}
+
+// noSpace is called by a fold or collection that met a full disk: true if something of
+// the reserve was given up, so that it can go on.
+func (s *Store) noSpace() bool {
+	ok := s.reserve != nil && s.reserve.release()
+	s.setFull(true, ErrNoSpace)
+	return ok
+}
+
+func (s *Store) setFull(full bool, err error) {
+	s.mu.Lock()
+	changed := s.mu.full != full
+	s.mu.full = full
+	s.mu.Unlock()
+	if !changed {
+		return
+	}
+	if full {
+		s.log.Warn("disk is full: writers wait until space returns", "dir", s.dir, "err", err)
+		s.sched.kickCollect()
+	} else {
+		s.log.Info("disk has space again", "dir", s.dir)
+	}
+}

@@ -1,0 +1,423 @@
+package blockstore
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/k8ns/granary/pkg/blockstore/journal"
+	"github.com/k8ns/granary/pkg/dedup"
+	"github.com/k8ns/granary/pkg/wal"
+)
+
+// Volume is an attached volume, or one whose journal is not folded yet.
+//
+// Lock order, outermost first: Store.mu, Volume.foldMu, Volume.syncMu, Volume.mu. A
+// catalog commit may run under foldMu; its closure takes Volume.mu of no volume. No
+// disk I/O is done under Volume.mu, so readers and writers only wait for memory.
+type Volume struct {
+	// Fixed after construction.
+	store  *Store
+	id     string
+	raw    [16]byte
+	sector int
+	codec  dedup.Codec
+
+	size    atomic.Int64 // bytes; grows only
+	marking atomic.Bool  // a markStep is scheduled
+
+	foldMu sync.Mutex // one fold at a time
+	syncMu sync.Mutex // one sync of the journal at a time
+
+	mu struct {
+		sync.RWMutex
+		open       bool     // somebody attached it
+		layers     []*layer // oldest first; the last is the active one
+		root       dedup.Slot
+		pos        position
+		log        *journal.Log
+		next       uint64        // sequence of the next record
+		ops        []*append1    // records assigned and not known appended, in order
+		appended   uint64        // every record up to here is in the journal's files
+		synced     uint64        // every record up to here survives power loss
+		dataSeq    uint64        // last write or hole
+		marked     uint64        // synced mark of the last record written
+		unsynced   []*append1    // appended and not synced: their payloads stay in memory
+		memory     int64         // bytes of payloads in memory
+		prep       chan struct{} // closed when the segment being prepared is in place
+		failed     error         // the volume failed closed
+		unfoldable bool          // its journal cannot be read back
+		deleted    bool
+		written    time.Time // last write
+		oldest     time.Time // first write since the last fold
+		retry      time.Time // no fold before
+		folding    bool
+	}
+}
+
+// append1 is one record on its way into the journal.
+type append1 struct {
+	seq   uint64
+	src   *payload // nil for a hole or a mark
+	place journal.Place
+	head  []byte
+	body  []byte
+	done  bool
+	err   error
+	wait  chan struct{} // made by who waits; closed when it and all before it are appended
+}
+
+// errWait says that the journal has no room: wait for a fold, or for space.
+var errWait = errors.New("journal is full")
+
+// ID returns the volume's ID.
+func (v *Volume) ID() string { return v.id }
+
+// Size is the volume's size in bytes.
+func (v *Volume) Size() int64 { return v.size.Load() }
+
+// SectorBytes is the size of a logical sector.
+func (v *Volume) SectorBytes() int { return v.sector }
+
+// WriteAt writes p at off; both must be multiples of 512 bytes. On return the write
+// survives the death of the process (I1); after the next Flush it survives power
+// loss. On a full disk it waits (I9). p is not kept. ErrFailed once the volume has
+// failed closed. Safe for concurrent use; writes that overlap in time have no order.
+func (v *Volume) WriteAt(p []byte, off int64) (int, error) {
+	if err := v.checkRange("write", off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	for done := 0; done < len(p); {
+		n := min(len(p)-done, v.store.maxWrite)
+		if err := v.run(wal.TypeWrite, off+int64(done), int64(n), p[done:done+n]); err != nil {
+			return done, err
+		}
+		done += n
+	}
+	return len(p), nil
+}
+
+// Discard makes the range read as zeros; exact to 512 bytes. Durability as WriteAt.
+func (v *Volume) Discard(off, n int64) error {
+	if err := v.checkRange("discard", off, n); err != nil || n == 0 {
+		return err
+	}
+	return v.run(wal.TypeHole, off, n, nil)
+}
+
+// WriteZeroes is Discard: zeros are holes.
+func (v *Volume) WriteZeroes(off, n int64) error { return v.Discard(off, n) }
+
+func (v *Volume) checkRange(what string, off, n int64) error {
+	if off < 0 || n < 0 || off%sectorBytes != 0 || n%sectorBytes != 0 {
+		return fmt.Errorf("%s of %d bytes at %d of volume %s: must be multiples of %d: %w", what, n, off, v.id, sectorBytes, ErrInvalid)
+	}
+	if off > v.Size() || n > v.Size()-off {
+		return fmt.Errorf("%s of %d bytes at %d of volume %s, which ends at %d: %w", what, n, off, v.id, v.Size(), ErrRange)
+	}
+	return nil
+}
+
+// run takes one record all the way: place, append, acknowledge. It waits for room.
+func (v *Volume) run(t wal.Type, off, n int64, p []byte) error {
+	var room <-chan struct{}
+	for {
+		op, err := v.begin(t, off, n, p)
+		if errors.Is(err, errWait) {
+			if room == nil { // try once more, so that no wake-up is missed
+				room = v.store.pool.Freed()
+				continue
+			}
+			v.store.sched.kickFold()
+			<-room
+			room = nil
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		v.append(op)
+		return v.acknowledge(op)
+	}
+}
+
+// begin assigns sequence, journal place and overlay entry under one lock. errWait if
+// the journal has no room.
+func (v *Volume) begin(t wal.Type, off, n int64, p []byte) (*append1, error) {
+	op := &append1{}
+	if t == wal.TypeWrite {
+		body := make([]byte, roundUp(n, wal.PageSize))
+		copy(body, p)
+		op.body = body
+	}
+	v.mu.Lock()
+	for {
+		if err := v.usable(); err != nil {
+			v.mu.Unlock()
+			return nil, err
+		}
+		// A prepared segment says which sequence comes first in it: nobody may take
+		// one meanwhile.
+		if wait := v.mu.prep; wait != nil {
+			v.mu.Unlock()
+			<-wait
+			v.mu.Lock()
+			continue
+		}
+		if v.mu.memory > v.store.o.UnsyncedBytes {
+			v.mu.Unlock()
+			if err := v.syncJournal(); err != nil {
+				return nil, err
+			}
+			v.mu.Lock()
+			continue
+		}
+		place, ok := v.mu.log.Place(v.mu.next, len(op.body)/wal.PageSize)
+		if ok {
+			op.place = place
+			break
+		}
+		if err := v.extend(); err != nil {
+			v.mu.Unlock()
+			return nil, err
+		}
+	}
+	defer v.mu.Unlock()
+	v.assign(op, t, off, n)
+	return op, nil
+}
+
+func (v *Volume) usable() error {
+	switch {
+	case v.mu.failed != nil:
+		return fmt.Errorf("volume %s: %w: %w", v.id, ErrFailed, v.mu.failed)
+	case v.mu.deleted:
+		return fmt.Errorf("volume %s is deleted: %w", v.id, ErrNotFound)
+	case !v.mu.open:
+		return fmt.Errorf("volume %s is not attached: %w", v.id, ErrClosed)
+	}
+	return nil
+}
+
+// extend gives the journal another segment. Called with v.mu held, which it drops for
+// the I/O, and with no segment being prepared.
+func (v *Volume) extend() error {
+	done := make(chan struct{})
+	v.mu.prep = done
+	v.mu.Unlock()
+	seg, err := v.store.pool.Get()
+	v.mu.Lock()
+	if err == nil {
+		next := v.mu.log.Prepare(seg, v.mu.next)
+		v.mu.Unlock()
+		err = next.Write()
+		v.mu.Lock()
+		if err != nil {
+			v.fail(err)
+			seg.Release()
+		} else {
+			v.mu.log.Install(next)
+		}
+	}
+	v.mu.prep = nil
+	close(done)
+	if errors.Is(err, journal.ErrNoSegment) || errors.Is(err, ErrNoSpace) {
+		return fmt.Errorf("%w: %w", errWait, err)
+	}
+	return err
+}
+
+// assign gives op its sequence, header and overlay entry. Called with v.mu held.
+func (v *Volume) assign(op *append1, t wal.Type, off, n int64) {
+	epoch, number := v.mu.log.ID()
+	op.seq = v.mu.next
+	v.mu.next++
+	rec := wal.Record{
+		Type: t, Owner: v.raw, Epoch: epoch, Log: number, Seq: op.seq, Synced: v.mu.synced,
+		Offset: uint64(off), Length: uint64(n), Pages: uint32(len(op.body) / wal.PageSize),
+	}
+	op.head = make([]byte, wal.PageSize)
+	crcs := wal.EncodeHeader(op.head, rec, op.body)
+	v.mu.marked = v.mu.synced
+	v.mu.ops = append(v.mu.ops, op)
+	active := v.mu.layers[len(v.mu.layers)-1]
+	active.last = op.seq
+	active.bytes += rec.Size()
+	if t == wal.TypeMark {
+		return
+	}
+	v.mu.dataSeq = op.seq
+	now := v.store.o.Now()
+	v.mu.written = now
+	mark := v.store.o.FoldBytes
+	if v.mu.oldest.IsZero() || (active.bytes >= mark && active.bytes-rec.Size() < mark) {
+		v.store.sched.kickFold()
+	}
+	if v.mu.oldest.IsZero() {
+		v.mu.oldest = now
+	}
+	if t == wal.TypeWrite {
+		op.src = &payload{start: off, n: n, seg: op.place.Segment, off: op.place.Offset + wal.PageSize, crcs: crcs}
+		body := op.body
+		op.src.mem.Store(&body)
+	}
+	active.put(off/sectorBytes, (off+n)/sectorBytes, op.src)
+}
+
+// append writes op into the journal's file. Appends of several ops may run in any
+// order and at the same time.
+func (v *Volume) append(op *append1) {
+	seg := op.place.Segment
+	err := seg.Append(op.place.Offset, op.head, op.body)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	seg.Appended()
+	seg.Release()
+	op.done, op.err, op.head = true, err, nil
+	if err != nil {
+		v.fail(err)
+		return
+	}
+	if v.mu.failed != nil {
+		return
+	}
+	for len(v.mu.ops) > 0 && v.mu.ops[0].done {
+		first := v.mu.ops[0]
+		v.mu.ops = v.mu.ops[1:]
+		v.mu.appended = first.seq
+		if first.src != nil {
+			v.mu.unsynced = append(v.mu.unsynced, first)
+			v.mu.memory += int64(len(first.body))
+		}
+		first.body = nil
+		if first.wait != nil {
+			close(first.wait)
+		}
+	}
+}
+
+// acknowledge waits until every record up to op's is appended.
+func (v *Volume) acknowledge(op *append1) error {
+	v.mu.Lock()
+	if v.mu.failed == nil && v.mu.appended < op.seq {
+		if op.wait == nil {
+			op.wait = make(chan struct{})
+		}
+		wait := op.wait
+		v.mu.Unlock()
+		<-wait
+		v.mu.Lock()
+	}
+	defer v.mu.Unlock()
+	if v.mu.appended >= op.seq {
+		return nil
+	}
+	return fmt.Errorf("volume %s: %w: %w", v.id, ErrFailed, v.mu.failed)
+}
+
+// fail makes the volume refuse everything from now on (I8). Called with v.mu held.
+func (v *Volume) fail(err error) {
+	if v.mu.failed != nil {
+		return
+	}
+	v.mu.failed = err
+	v.store.log.Error("volume failed closed", "volume_id", v.id, "err", err)
+	for _, op := range v.mu.ops {
+		if op.wait != nil {
+			close(op.wait)
+		}
+	}
+	v.mu.ops = nil
+	v.store.pool.Wake()
+}
+
+// Flush returns when every write that was acknowledged before the call survives power
+// loss. With nothing new it returns at once. After an error the volume has failed
+// closed (I8).
+func (v *Volume) Flush() error {
+	v.mu.RLock()
+	err := v.usable()
+	clean := v.mu.dataSeq <= v.mu.synced
+	v.mu.RUnlock()
+	if err != nil || clean {
+		return err
+	}
+	return v.syncJournal()
+}
+
+// syncJournal makes every record appended so far durable: one fdatasync for each
+// segment with an append since the last, oldest first.
+func (v *Volume) syncJournal() error {
+	v.mu.RLock()
+	target := v.mu.appended
+	v.mu.RUnlock()
+	v.syncMu.Lock()
+	defer v.syncMu.Unlock()
+	v.mu.Lock()
+	if v.mu.failed != nil {
+		defer v.mu.Unlock()
+		return fmt.Errorf("volume %s: %w: %w", v.id, ErrFailed, v.mu.failed)
+	}
+	if v.mu.synced >= target {
+		v.mu.Unlock()
+		return nil
+	}
+	upto := v.mu.appended
+	segs := v.mu.log.Dirty()
+	v.mu.Unlock()
+	var err error
+	for _, seg := range segs {
+		if err == nil {
+			err = seg.Datasync()
+		}
+		seg.Release()
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err != nil {
+		v.fail(err)
+		return fmt.Errorf("volume %s: %w: %w", v.id, ErrFailed, err)
+	}
+	v.mu.synced = max(v.mu.synced, upto)
+	v.dropMemory(upto)
+	v.store.sched.markSoon(v)
+	return nil
+}
+
+// dropMemory lets payloads of records up to seq leave memory. Called with v.mu held.
+func (v *Volume) dropMemory(seq uint64) {
+	n := 0
+	for _, op := range v.mu.unsynced {
+		if op.seq > seq {
+			break
+		}
+		v.mu.memory -= int64(len(*op.src.mem.Load()))
+		op.src.mem.Store(nil)
+		n++
+	}
+	v.mu.unsynced = v.mu.unsynced[n:]
+}
+
+// markStep writes the synced mark as a record of its own, if no record has carried it
+// yet and the tail has room. Without it a bad record could be taken for a torn tail.
+func (v *Volume) markStep() {
+	op := &append1{}
+	v.mu.Lock()
+	if v.mu.failed != nil || !v.mu.open || v.mu.marked >= v.mu.synced || v.mu.prep != nil {
+		v.mu.Unlock()
+		return
+	}
+	place, ok := v.mu.log.Place(v.mu.next, 0)
+	if !ok {
+		v.mu.Unlock()
+		return
+	}
+	op.place = place
+	v.assign(op, wal.TypeMark, 0, 0)
+	v.mu.Unlock()
+	v.append(op)
+}
+
+func roundUp(n, to int64) int64 { return (n + to - 1) / to * to }

@@ -1,0 +1,496 @@
+package blockstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+
+	"github.com/k8ns/granary/pkg/catalog"
+)
+
+// CreateVolume makes a volume: empty, or with the image of a snapshot or of another
+// volume as it is at the call (I4: the source's later writes are not seen). It costs
+// one commit whatever the size. ErrExists if the name is taken, ErrNotFound for the
+// source, ErrInvalid and ErrRange for what cannot be had, ErrNoSpace when the disk has
+// nothing left beside the reserve.
+func (s *Store) CreateVolume(spec VolumeSpec) (VolumeInfo, error) {
+	if err := checkSpec(&spec); err != nil {
+		return VolumeInfo{}, err
+	}
+	if err := s.checkAdmission(); err != nil {
+		return VolumeInfo{}, err
+	}
+	id := s.newID('v')
+	var err error
+	if spec.FromVolume != "" {
+		err = s.cloneVolume(id, spec)
+	} else {
+		_, err = s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
+			if spec.FromSnapshot != "" {
+				return restoreOps(view, id, spec, s.newRecord(spec))
+			}
+			rec := s.newRecord(spec)
+			rec.Size, rec.State = spec.SizeBytes, StateEmpty
+			return volumeOps(view, id, rec)
+		})
+	}
+	if err != nil {
+		return VolumeInfo{}, fmt.Errorf("create volume: %w", err)
+	}
+	return s.Volume(id)
+}
+
+// checkSpec refuses what no volume can have and rounds the size up.
+func checkSpec(spec *VolumeSpec) error {
+	if err := checkName("volume", spec.Name); err != nil {
+		return err
+	}
+	if spec.FromSnapshot != "" && spec.FromVolume != "" {
+		return fmt.Errorf("a volume cannot have a snapshot and a volume as its source: %w", ErrInvalid)
+	}
+	source := spec.FromSnapshot != "" || spec.FromVolume != ""
+	if spec.FromSnapshot != "" {
+		if err := checkID('s', spec.FromSnapshot); err != nil {
+			return err
+		}
+	}
+	if spec.FromVolume != "" {
+		if err := checkID('v', spec.FromVolume); err != nil {
+			return err
+		}
+	}
+	if spec.SizeBytes != 0 || !source {
+		size, err := roundSize(spec.SizeBytes)
+		if err != nil {
+			return err
+		}
+		spec.SizeBytes = size
+	}
+	switch spec.SectorBytes {
+	case 0, 512, 4096:
+	default:
+		return fmt.Errorf("sector of %d bytes: 512 and 4096 are allowed: %w", spec.SectorBytes, ErrInvalid)
+	}
+	switch spec.Compression {
+	case "", "zstd", "s2", "none":
+	default:
+		return fmt.Errorf("compression %q: zstd, s2 and none are allowed: %w", spec.Compression, ErrInvalid)
+	}
+	switch spec.OnFull {
+	case "", "wait":
+	default:
+		return fmt.Errorf("onFull %q: only wait is allowed: %w", spec.OnFull, ErrInvalid)
+	}
+	return nil
+}
+
+// roundSize rounds a size up to SizeStep; ErrRange outside the limits.
+func roundSize(size int64) (int64, error) {
+	if size <= 0 {
+		return 0, fmt.Errorf("size of %d bytes: %d to %d are allowed: %w", size, MinVolumeSize, int64(MaxVolumeSize), ErrRange)
+	}
+	if size > MaxVolumeSize {
+		return 0, fmt.Errorf("size of %d bytes: at most %d (64 TiB) are allowed: %w", size, int64(MaxVolumeSize), ErrRange)
+	}
+	return max(roundUp(size, SizeStep), MinVolumeSize), nil
+}
+
+// checkAdmission refuses new volumes when only the reserve is left.
+func (s *Store) checkAdmission() error {
+	s.mu.Lock()
+	full, closed := s.mu.full, s.mu.closed
+	s.mu.Unlock()
+	if closed {
+		return fmt.Errorf("store %s: %w", s.dir, ErrClosed)
+	}
+	if full {
+		return fmt.Errorf("no new volume: the disk below %s is full; delete volumes or snapshots, or grow it: %w", s.dir, ErrNoSpace)
+	}
+	return nil
+}
+
+// newRecord is a volume's record as far as the request alone says.
+func (s *Store) newRecord(spec VolumeSpec) volumeRecord {
+	rec := volumeRecord{
+		Name: spec.Name, Created: s.o.Now().UTC(), Sector: spec.SectorBytes,
+		Compression: spec.Compression, OnFull: spec.OnFull, Labels: spec.Labels,
+	}
+	rec.inherit(512, "zstd", "wait")
+	return rec
+}
+
+// inherit fills what the request left open.
+func (r *volumeRecord) inherit(sector int, compression, onFull string) {
+	if r.Sector == 0 {
+		r.Sector = sector
+	}
+	if r.Compression == "" {
+		r.Compression = compression
+	}
+	if r.OnFull == "" {
+		r.OnFull = onFull
+	}
+}
+
+// volumeOps makes a volume's record and reserves its name.
+func volumeOps(view catalog.View, id string, rec volumeRecord, more ...catalog.Op) ([]catalog.Op, error) {
+	var taken nameRecord
+	if _, err := get(view, keyVolumeName+rec.Name, &taken); err == nil {
+		return nil, fmt.Errorf("volume %q is %s: %w", rec.Name, taken.ID, ErrExists)
+	} else if !errors.Is(err, ErrNotFound) {
+		return nil, err
+	}
+	return append(more,
+		put(keyVolume+id, rec, catalog.ExpectAbsent),
+		put(keyVolumeName+rec.Name, nameRecord{id}, catalog.ExpectAbsent)), nil
+}
+
+// source is what a new volume starts from.
+type source struct {
+	id          string
+	size        int64
+	sector      int
+	compression string
+	onFull      string
+	state       VolumeState
+	fsType      string
+}
+
+// startAt sizes rec by the source; a source that was ever used makes a used volume
+// (I11: nobody formats a clone).
+func (r *volumeRecord) startAt(src source, spec VolumeSpec) error {
+	r.Size = spec.SizeBytes
+	if r.Size == 0 {
+		r.Size = src.size
+	}
+	if r.Size < src.size {
+		return fmt.Errorf("size of %d bytes is below the source's %d: %w", r.Size, src.size, ErrRange)
+	}
+	if spec.SectorBytes != 0 && spec.SectorBytes != src.sector {
+		return fmt.Errorf("sector of %d bytes: the source has %d, which cannot change: %w", spec.SectorBytes, src.sector, ErrInvalid)
+	}
+	r.Sector, r.Compression, r.OnFull = spec.SectorBytes, spec.Compression, spec.OnFull
+	r.inherit(src.sector, src.compression, src.onFull)
+	r.Source, r.FSType = src.id, src.fsType
+	r.State = StateUsed
+	if src.state == StateEmpty {
+		r.State = StateEmpty
+	}
+	return nil
+}
+
+// restoreOps makes a volume out of a snapshot.
+func restoreOps(view catalog.View, id string, spec VolumeSpec, rec volumeRecord) ([]catalog.Op, error) {
+	var snap snapshotRecord
+	if _, err := get(view, keySnapshot+spec.FromSnapshot, &snap); err != nil {
+		return nil, err
+	}
+	var cut cutRecord
+	ce, err := get(view, keyCut+snap.Cut, &cut)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot %s has lost its cut: %w", spec.FromSnapshot, errors.Join(ErrCorrupt, err))
+	}
+	src := source{spec.FromSnapshot, snap.Size, snap.Sector, snap.Compression, snap.OnFull, snap.State, snap.FSType}
+	if err := rec.startAt(src, spec); err != nil {
+		return nil, err
+	}
+	var more []catalog.Op
+	if cut.Pending {
+		cut.Names++
+		rec.Cut = snap.Cut
+		more = append(more, put(keyCut+snap.Cut, cut, ce.Revision))
+	} else {
+		rec.Root, rec.Mapped = cut.Root, cut.Mapped
+	}
+	return volumeOps(view, id, rec, more...)
+}
+
+// cloneVolume makes a volume out of another one's present image.
+func (s *Store) cloneVolume(id string, spec VolumeSpec) error {
+	return s.withCut(context.Background(), spec.FromVolume, func(view catalog.View, c cutPoint) ([]catalog.Op, error) {
+		rec := s.newRecord(spec)
+		src := source{spec.FromVolume, c.rec.Size, c.rec.Sector, c.rec.Compression, c.rec.OnFull, c.rec.State, c.rec.FSType}
+		if err := rec.startAt(src, spec); err != nil {
+			return nil, err
+		}
+		if !c.cut.Pending {
+			rec.Root, rec.Mapped = c.cut.Root, c.cut.Mapped
+			return volumeOps(view, id, rec)
+		}
+		rec.Cut = c.id
+		c.cut.Names = 1
+		return volumeOps(view, id, rec, put(keyCut+c.id, c.cut, catalog.ExpectAbsent))
+	})
+}
+
+// DeleteVolume removes a volume; its name is free at once, its space returns with
+// collections. Snapshots and clones of it live on. ErrInUse while it is open.
+func (s *Store) DeleteVolume(id string) error {
+	if err := checkID('v', id); err != nil {
+		return err
+	}
+	v, owesCut, err := s.startDelete(id)
+	if err != nil {
+		return err
+	}
+	mapped := int64(0)
+	_, err = s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
+		ops, n, err := deleteOps(view, id, owesCut)
+		mapped = n
+		return ops, err
+	})
+	s.endDelete(id, v, owesCut, err)
+	if err != nil {
+		return fmt.Errorf("delete volume: %w", err)
+	}
+	s.addGarbage(mapped * BlockSize)
+	s.sched.kickFold()
+	return nil
+}
+
+// startDelete makes sure that nobody opens the volume meanwhile. owesCut tells that a
+// cut still waits for its root from the volume's journal.
+func (s *Store) startDelete(id string) (v *Volume, owesCut bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.deleting[id] {
+		return nil, false, fmt.Errorf("volume %s is being deleted: %w", id, ErrBusy)
+	}
+	v = s.mu.volumes[id]
+	if v != nil {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		if v.mu.open {
+			return nil, false, fmt.Errorf("volume %s is attached: detach it first: %w", id, ErrInUse)
+		}
+		for _, l := range v.mu.layers {
+			owesCut = owesCut || l.hold > 0 || (len(l.cuts) > 0 && !v.mu.unfoldable)
+		}
+		v.mu.deleted = true
+	}
+	s.mu.deleting[id] = true
+	return v, owesCut, nil
+}
+
+// endDelete forgets the volume's memory and journal, or all about the deletion if it
+// could not be committed. A fold that is running discards them itself.
+func (s *Store) endDelete(id string, v *Volume, owesCut bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.mu.deleting, id)
+	if v == nil {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch {
+	case err != nil:
+		v.mu.deleted = false
+	case !owesCut && !v.mu.folding:
+		v.discard()
+		delete(s.mu.volumes, id)
+	}
+}
+
+// deleteOps removes the record and the name; a volume whose journal owes a cut its root
+// stays as deleted until the fold.
+func deleteOps(view catalog.View, id string, owesCut bool) (ops []catalog.Op, mapped int64, err error) {
+	var rec volumeRecord
+	e, err := get(view, keyVolume+id, &rec)
+	if err != nil {
+		return nil, 0, err
+	}
+	if rec.Deleted {
+		return nil, 0, fmt.Errorf("volume %s: %w", id, ErrNotFound)
+	}
+	ops = append(ops, del(keyVolumeName+rec.Name, catalog.ExpectAny))
+	if rec.Cut != "" {
+		var cut cutRecord
+		ce, err := get(view, keyCut+rec.Cut, &cut)
+		if err == nil {
+			ops = append(ops, unname(rec.Cut, cut, ce.Revision))
+		} else if !errors.Is(err, ErrNotFound) {
+			return nil, 0, err
+		}
+	}
+	if _, ok := view.Get(keyAttach + id); ok {
+		ops = append(ops, del(keyAttach+id, catalog.ExpectAny))
+	}
+	if owesCut {
+		rec.Deleted = true
+		return append(ops, put(keyVolume+id, rec, e.Revision)), rec.Mapped, nil
+	}
+	return append(ops, del(keyVolume+id, e.Revision)), rec.Mapped, nil
+}
+
+// ResizeVolume grows a volume, open or not; the new part is a hole. ErrRange for less
+// than it has. With the size that it has already it does nothing.
+func (s *Store) ResizeVolume(id string, size int64) (VolumeInfo, error) {
+	if err := checkID('v', id); err != nil {
+		return VolumeInfo{}, err
+	}
+	size, err := roundSize(size)
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	err = s.updateVolume(id, func(rec *volumeRecord) error {
+		if size < rec.Size {
+			return fmt.Errorf("size of %d bytes is below the present %d: volumes only grow: %w", size, rec.Size, ErrRange)
+		}
+		rec.Size = size
+		return nil
+	})
+	if err != nil {
+		return VolumeInfo{}, fmt.Errorf("resize volume: %w", err)
+	}
+	if v := s.loaded(id); v != nil {
+		for old := v.size.Load(); old < size && !v.size.CompareAndSwap(old, size); old = v.size.Load() {
+		}
+	}
+	return s.Volume(id)
+}
+
+// SetVolumeState moves a volume on from empty to formatting to used (I11), durably; a
+// step back is ErrInvalid. fsType is kept unless it is empty.
+func (s *Store) SetVolumeState(id string, state VolumeState, fsType string) error {
+	order := map[VolumeState]int{StateEmpty: 1, StateFormatting: 2, StateUsed: 3}
+	if order[state] == 0 {
+		return fmt.Errorf("volume state %q: empty, formatting and used are allowed: %w", state, ErrInvalid)
+	}
+	if err := checkID('v', id); err != nil {
+		return err
+	}
+	return s.updateVolume(id, func(rec *volumeRecord) error {
+		if order[state] < order[rec.State] {
+			return fmt.Errorf("volume %s is %s and cannot become %s: %w", id, rec.State, state, ErrInvalid)
+		}
+		rec.State = state
+		if fsType != "" {
+			rec.FSType = fsType
+		}
+		return nil
+	})
+}
+
+// updateVolume changes a volume's record in one commit.
+func (s *Store) updateVolume(id string, fn func(*volumeRecord) error) error {
+	_, err := s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
+		var rec volumeRecord
+		e, err := get(view, keyVolume+id, &rec)
+		if err != nil {
+			return nil, err
+		}
+		if rec.Deleted {
+			return nil, fmt.Errorf("volume %s: %w", id, ErrNotFound)
+		}
+		if err := fn(&rec); err != nil {
+			return nil, err
+		}
+		return []catalog.Op{put(keyVolume+id, rec, e.Revision)}, nil
+	})
+	return err
+}
+
+// Volume describes a volume by ID or name; ErrNotFound.
+func (s *Store) Volume(idOrName string) (VolumeInfo, error) {
+	id := idOrName
+	if !idPattern.MatchString(id) {
+		var n nameRecord
+		if _, err := get(s.cat, keyVolumeName+idOrName, &n); err != nil {
+			return VolumeInfo{}, err
+		}
+		id = n.ID
+	}
+	var rec volumeRecord
+	if _, err := get(s.cat, keyVolume+id, &rec); err != nil {
+		return VolumeInfo{}, err
+	}
+	if rec.Deleted {
+		return VolumeInfo{}, fmt.Errorf("volume %s: %w", id, ErrNotFound)
+	}
+	return s.describe(id, rec), nil
+}
+
+// Volumes describes all volumes, by name.
+func (s *Store) Volumes() []VolumeInfo {
+	var out []VolumeInfo
+	for _, e := range s.scan(keyVolume) {
+		var rec volumeRecord
+		if err := decode(e, &rec); err != nil {
+			s.log.Error("unreadable record", "err", err)
+			continue
+		}
+		if !rec.Deleted {
+			out = append(out, s.describe(strings.TrimPrefix(e.Key, keyVolume), rec))
+		}
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out
+}
+
+func (s *Store) describe(id string, rec volumeRecord) VolumeInfo {
+	info := VolumeInfo{
+		ID: id, Name: rec.Name, SizeBytes: rec.Size, SectorBytes: rec.Sector,
+		Compression: rec.Compression, OnFull: rec.OnFull, State: rec.State, FSType: rec.FSType,
+		Source: rec.Source, Labels: rec.Labels, Created: rec.Created, MappedBytes: rec.Mapped * BlockSize,
+	}
+	if rec.Cut != "" { // not resolved yet: the cut knows more
+		var cut cutRecord
+		if _, err := get(s.cat, keyCut+rec.Cut, &cut); err == nil {
+			info.MappedBytes = cut.Mapped * BlockSize
+		}
+	}
+	var att Attachment
+	if _, err := get(s.cat, keyAttach+id, &att); err == nil {
+		info.Device = att.Device
+	}
+	if v := s.loaded(id); v != nil {
+		v.mu.RLock()
+		info.Open = v.mu.open
+		for _, l := range v.mu.layers {
+			if l.data {
+				info.JournalBytes += l.bytes
+			}
+		}
+		if v.mu.failed != nil {
+			info.Failed = v.mu.failed.Error()
+		}
+		v.mu.RUnlock()
+	}
+	return info
+}
+
+// PutAttachment records host state of an open volume durably, so that a start after a
+// death can clear it.
+func (s *Store) PutAttachment(a Attachment) error {
+	if err := checkID('v', a.Volume); err != nil {
+		return err
+	}
+	_, err := s.cat.Commit(put(keyAttach+a.Volume, a, catalog.ExpectAny))
+	return err
+}
+
+// RemoveAttachment forgets it; no error if there is none.
+func (s *Store) RemoveAttachment(volumeID string) error {
+	if _, ok := s.cat.Get(keyAttach + volumeID); !ok {
+		return nil
+	}
+	_, err := s.cat.Commit(del(keyAttach+volumeID, catalog.ExpectAny))
+	return err
+}
+
+// Attachments lists what is recorded, by volume ID.
+func (s *Store) Attachments() []Attachment {
+	var out []Attachment
+	for _, e := range s.scan(keyAttach) {
+		var a Attachment
+		if err := decode(e, &a); err != nil {
+			s.log.Error("unreadable record", "err", err)
+			continue
+		}
+		out = append(out, a)
+	}
+	return out
+}

@@ -1,0 +1,179 @@
+package dedup
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Damage is a slot found bad, and where.
+type Damage struct {
+	Slot        Slot
+	Fingerprint Fingerprint // zero when the list cannot be read
+	File        string
+	Offset      int64 // of the group or of what else is bad in the file, in bytes
+	Reason      string
+}
+
+// DamageError is a read of a slot whose bytes are bad in every copy. It is an
+// ErrCorrupt.
+type DamageError struct {
+	Slot
+	File   string
+	Offset int64 // bytes
+	Reason string
+}
+
+// Error names slot, file and offset.
+func (e *DamageError) Error() string {
+	return fmt.Sprintf("slot %s in %s at %d: %s", e.Slot, e.File, e.Offset, e.Reason)
+}
+
+// Unwrap is ErrCorrupt.
+func (e *DamageError) Unwrap() error { return ErrCorrupt }
+
+// missing is an ErrMissing that names the slot.
+func missing(at Slot) error { return fmt.Errorf("slot %s: %w", at, ErrMissing) }
+
+// badPart is a part of a copy that failed a check: slots [lo, hi).
+type badPart struct {
+	copy   *chunkCopy
+	lo, hi int
+	off    int64 // in the file
+	reason string
+}
+
+func (b *badPart) Error() string { return b.reason }
+
+// err is the error of a read of one slot in the part.
+func (b *badPart) err(slot int) error {
+	return &DamageError{
+		Slot: Slot{b.copy.chunk.id, uint16(slot)}, File: b.copy.file.blob.Name(), Offset: b.off, Reason: b.reason,
+	}
+}
+
+// markBad remembers that a part of a copy is bad, and reports the slots that this
+// leaves without a good copy. No lock is held.
+func (s *Store) markBad(b *badPart) {
+	c := b.copy
+	var fps []Fingerprint
+	if l, err := s.loadList(c.chunk); err == nil {
+		fps = l.fps
+	}
+	name := c.file.blob.Name()
+	var found []Damage
+	s.mu.Lock()
+	if c.bad == nil {
+		c.bad = new(bitmap)
+	}
+	bad := *c.bad // replaced, not written to: other copies of the pointer may be read
+	for i := b.lo; i < b.hi; i++ {
+		if !c.has(i) || bad.has(i) {
+			continue
+		}
+		bad.set(i)
+		d := Damage{Slot: Slot{c.chunk.id, uint16(i)}, File: name, Offset: b.off, Reason: b.reason}
+		if i < len(fps) {
+			d.Fingerprint = fps[i]
+		}
+		found = append(found, d)
+	}
+	c.bad = &bad
+	if c.file.gone {
+		found = nil
+	}
+	found = slices.DeleteFunc(found, func(d Damage) bool { return c.chunk.readable(int(d.Slot.Slot)) })
+	for _, d := range found {
+		s.noteDamage(d)
+	}
+	s.mu.Unlock()
+	for _, d := range found {
+		s.o.OnDamage(d)
+	}
+}
+
+// noteDamage enters a damaged slot in the maps. s.mu is held for writing.
+func (s *Store) noteDamage(d Damage) {
+	old, known := s.damage[d.Slot]
+	s.damage[d.Slot] = d
+	if known && old.Fingerprint == d.Fingerprint {
+		return
+	}
+	if !d.Fingerprint.IsZero() {
+		s.damagedFPs[d.Fingerprint] = append(s.damagedFPs[d.Fingerprint], d.Slot)
+	}
+}
+
+// forgetDamage takes a slot out of the maps. s.mu is held for writing.
+func (s *Store) forgetDamage(at Slot) {
+	d, ok := s.damage[at]
+	if !ok {
+		return
+	}
+	delete(s.damage, at)
+	left := slices.DeleteFunc(slices.Clone(s.damagedFPs[d.Fingerprint]), func(o Slot) bool { return o == at })
+	if len(left) == 0 {
+		delete(s.damagedFPs, d.Fingerprint)
+	} else {
+		s.damagedFPs[d.Fingerprint] = left
+	}
+}
+
+// LoadDamage makes damage known that was found before this start. It is called after
+// Open, before the first Writer. A slot is bad only in the file that the record
+// names; what another file holds stays good.
+func (s *Store) LoadDamage(ds []Damage) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range ds {
+		num, _, ok := parseName(d.File)
+		ch := s.index[d.Slot.Chunk]
+		if ch != nil && ok {
+			for _, c := range ch.copies {
+				if c.file.num == num && c.has(int(d.Slot.Slot)) {
+					bad := bitmap{}
+					if c.bad != nil {
+						bad = *c.bad
+					}
+					bad.set(int(d.Slot.Slot))
+					c.bad = &bad
+				}
+			}
+		}
+		if ch == nil || !ch.readable(int(d.Slot.Slot)) {
+			s.noteDamage(d)
+		}
+	}
+}
+
+// Damaged lists the slots that are known bad or lost in every copy, by address. A
+// record that is not among them is healed.
+func (s *Store) Damaged() []Damage {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var out []Damage
+	for at, d := range s.damage {
+		if ch := s.index[at.Chunk]; ch == nil || !ch.readable(int(at.Slot)) {
+			out = append(out, d)
+		}
+	}
+	slices.SortFunc(out, func(a, b Damage) int {
+		if c := slices.Compare(a.Slot.Chunk[:], b.Slot.Chunk[:]); c != 0 {
+			return c
+		}
+		return int(a.Slot.Slot) - int(b.Slot.Slot)
+	})
+	return out
+}
+
+// damagedLike lists the slots with this content that no copy holds well.
+func (s *Store) damagedLike(fp Fingerprint) []Slot {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var out []Slot
+	for _, at := range s.damagedFPs[fp] {
+		if ch := s.index[at.Chunk]; ch != nil && !ch.readable(int(at.Slot)) {
+			out = append(out, at)
+		}
+	}
+	return out
+}

@@ -1,0 +1,428 @@
+package dedup
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/zeebo/blake3"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/k8ns/granary/pkg/blob"
+	"github.com/k8ns/granary/pkg/wal"
+)
+
+// Open reads what is in dir. Of sealed files it reads header, footer and trailer;
+// one that is damaged there is indexed by scanning its chunks. Open files of the past
+// are scanned, cut behind the last whole chunk, written anew and sealed. A file that
+// cannot be used is left alone and is among Problems; only failing to list or to
+// write the directory is an error.
+func Open(dir *blob.Dir, o Options) (*Store, error) {
+	o = o.withDefaults()
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	cs, err := newCodecs(o.Workers)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{
+		o: o, dir: dir, codecs: cs, workers: make(chan struct{}, o.Workers),
+		lists: newListCache(o.ListCache), groups: newGroupCache(o.CacheBytes),
+		index: make(map[ChunkID]*chunk), files: make(map[FileNum]*file),
+		damage: make(map[Slot]Damage), damagedFPs: make(map[Fingerprint][]Slot),
+	}
+	s.fronts, _ = lru.New[uint32, *front](max(1024, int(o.CacheBytes>>15)))
+	if err := s.load(); err != nil {
+		cs.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// load fills the index from the directory.
+func (s *Store) load() error {
+	infos, err := s.dir.List()
+	if err != nil {
+		return err
+	}
+	found := make([]*foundFile, 0, len(infos))
+	for _, in := range infos {
+		num, hash, ok := parseName(in.Name)
+		if !ok {
+			continue
+		}
+		if num.Epoch == s.o.Epoch {
+			s.counter = max(s.counter, num.Counter)
+		}
+		found = append(found, &foundFile{Info: in, num: num, sealed: hash != ""})
+	}
+	var g errgroup.Group
+	g.SetLimit(max(4, s.o.Workers))
+	for _, ff := range found {
+		g.Go(func() error { return s.read(ff) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	slices.SortFunc(found, func(a, b *foundFile) int { return byNumber(&file{num: a.num}, &file{num: b.num}) })
+	for _, ff := range found {
+		if err := s.adopt(ff); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// foundFile is a chunk file that Open found and what it read of it.
+type foundFile struct {
+	blob.Info
+	num    FileNum
+	sealed bool
+
+	blob     *blob.File
+	chunks   []footerChunk
+	hooks    []hook
+	commit   uint64
+	end      int64 // of the last whole chunk
+	rescan   bool  // sealed, but read by scanning
+	refused  bool  // not understood: neither indexed nor touched
+	useless  bool  // open and without a whole chunk
+	problems []Problem
+}
+
+func (ff *foundFile) note(format string, args ...any) {
+	ff.problems = append(ff.problems, Problem{File: ff.Name, Text: fmt.Sprintf(format, args...)})
+}
+
+// read reads a file's index, without changing anything. An error is one of the
+// environment.
+func (s *Store) read(ff *foundFile) error {
+	ff.blob = s.dir.File(ff.Name)
+	head, broken := make([]byte, min(ff.Size, fileHeaderSize)), false
+	if _, err := ff.blob.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
+		// Unreadable, perhaps only here: what the footer lists may still be read.
+		ff.note("file header: %v", err)
+		broken = true
+	}
+	h, err := parseFileHeader(head)
+	switch {
+	case err == nil && h.store != s.o.Store:
+		err = fmt.Errorf("%w: it belongs to store %x", ErrFormat, h.store)
+		fallthrough
+	case errors.Is(err, ErrVersion):
+		ff.note("%v; the file is left alone", err)
+		ff.refused = true
+		return nil
+	case err == nil && h.num != ff.num:
+		ff.note("its header says that it is file %s", h.num.openName())
+	case err != nil && ff.sealed:
+		ff.note("file header: %v", err)
+	}
+	if err == nil {
+		ff.commit = h.commit
+	}
+	if ff.sealed {
+		if err = s.readFooter(ff); err == nil {
+			return nil
+		}
+		ff.note("%v; its chunks were scanned instead", err)
+		ff.rescan = true
+	}
+	s.scan(ff)
+	ff.refused = broken && len(ff.chunks) == 0
+	ff.useless = !ff.sealed && len(ff.chunks) == 0
+	return nil
+}
+
+// readFooter reads trailer and footer of a sealed file.
+func (s *Store) readFooter(ff *foundFile) error {
+	const tail = 16 << 10 // most footers fit
+	size := min(ff.Size, tail)
+	b := make([]byte, size)
+	if _, err := ff.blob.ReadAt(b, ff.Size-size); err != nil {
+		return fmt.Errorf("trailer: %w", err)
+	}
+	if size < trailerSize {
+		return corrupt("file of %d bytes", ff.Size)
+	}
+	t, err := parseTrailer(b[size-trailerSize:])
+	if err != nil {
+		return err
+	}
+	end := ff.Size - trailerSize - int64(t.footer)
+	if end < fileHeaderSize {
+		return corrupt("footer of %d bytes in a file of %d", t.footer, ff.Size)
+	}
+	if int64(t.footer)+trailerSize <= size {
+		b = b[size-trailerSize-int64(t.footer) : size-trailerSize]
+	} else {
+		b = make([]byte, t.footer)
+		if _, err := ff.blob.ReadAt(b, end); err != nil {
+			return fmt.Errorf("footer: %w", err)
+		}
+	}
+	if wal.PageCRC(b) != t.footerCRC {
+		return corrupt("checksum of the footer")
+	}
+	if ff.chunks, ff.hooks, err = parseFooter(b, t.chunks, t.hooks, end); err != nil {
+		return err
+	}
+	ff.end, ff.commit = ff.Size, max(ff.commit, t.commit)
+	return nil
+}
+
+// scan finds the whole chunks of a file without a footer. Behind one that is not
+// whole it goes on, and looks for the next head byte by byte: bytes in the midst of a
+// file that were good once may have gone bad.
+func (s *Store) scan(ff *foundFile) {
+	at := int64(fileHeaderSize)
+	gap := false
+	for at < ff.Size {
+		c, hooks, err := readWhole(ff.blob, at, ff.Size)
+		if err == nil {
+			c.off = uint32(at)
+			for i := range hooks {
+				hooks[i].chunk = uint16(len(ff.chunks))
+			}
+			if len(ff.chunks) <= 1<<16-1 {
+				ff.hooks = append(ff.hooks, hooks...)
+			}
+			if gap {
+				ff.problems = append(ff.problems, Problem{File: ff.Name, Offset: ff.end, Text: "bytes that are no whole chunk, before others that are"})
+			}
+			ff.chunks = append(ff.chunks, *c)
+			ff.commit = max(ff.commit, c.head.commit)
+			at += c.head.size()
+			ff.end, gap = at, false
+			continue
+		}
+		gap = true
+		if c != nil { // its head is good, so its length is
+			at += c.head.size()
+		} else if at = nextHead(ff.blob, at+1, ff.Size); at < 0 {
+			return
+		}
+	}
+}
+
+// readWhole reads the chunk at an offset and checks all of it but what its groups
+// decode to. With an error the chunk is returned if its head is good.
+func readWhole(r io.ReaderAt, at, size int64) (*footerChunk, []hook, error) {
+	b := make([]byte, headSize)
+	if at+headSize > size || at > maxFileBytes {
+		return nil, nil, corrupt("chunk cut off")
+	}
+	if _, err := r.ReadAt(b, at); err != nil {
+		return nil, nil, err
+	}
+	h, err := parseChunkHead(b)
+	if err != nil {
+		return nil, nil, err
+	}
+	c := &footerChunk{head: h}
+	if at+h.size() > size {
+		return nil, nil, corrupt("chunk cut off")
+	}
+	b = make([]byte, h.size()-headSize)
+	if _, err := r.ReadAt(b, at+headSize); err != nil {
+		return c, nil, err
+	}
+	f, err := parseFront(h, b[:h.front])
+	if err != nil {
+		return c, nil, err
+	}
+	t, err := proveList(f, b[h.front:h.front+h.list])
+	if err != nil {
+		return c, nil, err
+	}
+	payload := b[h.front+h.list:]
+	for g, r := range f.groups {
+		if r.size > 0 && wal.PageCRC(payload[r.off:r.off+r.size]) != r.crc {
+			return c, nil, corrupt("checksum of group %d", g)
+		}
+	}
+	if h.present < h.slots {
+		c.have = &f.have
+	}
+	return c, hooksOf(t, 0), nil
+}
+
+// hooksOf are the sampled fingerprints of a chunk that is number n in its file. Nodes
+// have none: they are not looked for one by one.
+func hooksOf(t *tree, n uint16) []hook {
+	var hooks []hook
+	if t.kind != KindData {
+		return nil
+	}
+	for i := range t.fps {
+		if p := t.fps[i].prefix(); t.have.has(i) && isHook(p) {
+			hooks = append(hooks, hook{p, n, uint16(i)})
+		}
+	}
+	return hooks
+}
+
+// nextHead is the offset of the next chunk head at or behind an offset; -1 if there
+// is none.
+func nextHead(r io.ReaderAt, at, size int64) int64 {
+	b := make([]byte, 256<<10)
+	for at+headSize <= size {
+		n, err := r.ReadAt(b[:min(int64(len(b)), size-at)], at)
+		if n < headSize {
+			return -1
+		}
+		for from := 0; ; {
+			i := bytes.Index(b[from:n], chunkMagic[:])
+			if i < 0 || from+i+headSize > n {
+				break
+			}
+			from += i
+			if _, err := parseChunkHead(b[from:n]); err == nil {
+				return at + int64(from)
+			}
+			from++
+		}
+		if err != nil && !errors.Is(err, io.EOF) {
+			return -1
+		}
+		at += int64(n - headSize + 1)
+	}
+	return -1
+}
+
+// adopt puts a file into the index, after sealing it if it is an open one.
+func (s *Store) adopt(ff *foundFile) error {
+	s.problems = append(s.problems, ff.problems...)
+	if ff.refused {
+		return nil
+	}
+	if s.files[ff.num] != nil {
+		s.problems = append(s.problems, Problem{File: ff.Name, Text: "another file has this number; left alone"})
+		return nil
+	}
+	s.maxCommit = max(s.maxCommit, ff.commit)
+	if ff.useless {
+		if s.o.ReadOnly {
+			return nil
+		}
+		return ff.blob.Remove()
+	}
+	f := &file{num: ff.num, blob: ff.blob, size: ff.Size, sealed: ff.sealed, strange: ff.rescan}
+	if !ff.sealed {
+		f.size = ff.end
+		if !s.o.ReadOnly {
+			w, err := s.dir.OpenWrite(ff.Name)
+			if err != nil {
+				return err
+			}
+			f.blob = w
+		}
+	}
+	f.synced, f.commit = f.size, ff.commit
+	f.hooks = ff.hooks
+	s.files[f.num] = f
+	for i := range ff.chunks {
+		s.insert(f, &ff.chunks[i].head, ff.chunks[i].off, ff.chunks[i].have)
+	}
+	for _, h := range f.hooks {
+		s.addHook(h.prefix, f.copies[h.chunk].chunk.num)
+	}
+	if ff.sealed || s.o.ReadOnly {
+		f.hooks = nil
+		return nil
+	}
+	if err := s.rewrite(f, ff); err != nil {
+		return fmt.Errorf("seal %s: %w", ff.Name, err)
+	}
+	return nil
+}
+
+// rewrite cuts an open file of the past, writes its bytes anew and seals it. They are
+// written anew because the last process may have died over a failed sync, after
+// which the page cache shows bytes that are not on the disk and that a sync would not
+// write.
+func (s *Store) rewrite(f *file, ff *foundFile) error {
+	w := f.blob.Writer()
+	if err := w.Truncate(f.size); err != nil {
+		return err
+	}
+	f.hash = blake3.New()
+	h := fileHeader{store: s.o.Store, num: f.num, commit: ff.commit}
+	b := make([]byte, 1<<20)
+	for at := int64(0); at < f.size; at += int64(len(b)) {
+		b = b[:min(int64(cap(b)), f.size-at)]
+		if _, err := w.ReadAt(b, at); err != nil {
+			return err
+		}
+		if at == 0 {
+			if _, err := parseFileHeader(b); err != nil {
+				copy(b, h.encode()) // its chunks are good, so it is ours
+			}
+		}
+		if err := retryNoSpace(s.o.NoSpace, func() error { _, err := w.WriteAt(b, at); return err }); err != nil {
+			return err
+		}
+		f.hash.Write(b)
+	}
+	if err := w.Datasync(); err != nil {
+		return err
+	}
+	if err := s.seal(f); !errors.Is(err, ErrNoSpace) {
+		return err
+	}
+	s.problems = append(s.problems, Problem{File: ff.Name, Text: "not sealed for want of space"})
+	return nil
+}
+
+// retryNoSpace repeats do as long as the disk is full and something was freed.
+func retryNoSpace(freed func() bool, do func() error) error {
+	for {
+		err := do()
+		if !errors.Is(err, ErrNoSpace) || !freed() {
+			return err
+		}
+	}
+}
+
+// SealOpen seals the open chunk file, and those whose sealing failed for want of
+// space, so that collection can pick them.
+func (s *Store) SealOpen() error {
+	s.appending.Lock()
+	s.open = nil // so that nobody appends to what is sealed below
+	s.mu.RLock()
+	var files []*file
+	for _, f := range s.files {
+		if !f.sealed && !f.failed && !f.private && !s.o.ReadOnly {
+			files = append(files, f)
+		}
+	}
+	s.mu.RUnlock()
+	s.appending.Unlock()
+	slices.SortFunc(files, byNumber)
+	for _, f := range files {
+		if err := s.seal(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close seals the open file and closes descriptors. Every Writer must be closed and
+// every read ended.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	was := s.closed
+	s.closed = true
+	s.mu.Unlock()
+	if was {
+		return nil
+	}
+	err := s.SealOpen()
+	s.dir.Close()
+	s.codecs.close()
+	return err
+}

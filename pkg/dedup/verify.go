@@ -1,0 +1,182 @@
+package dedup
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/k8ns/granary/pkg/vfs"
+)
+
+// VerifyFile checks a chunk file: header, chunk heads against the index, lists
+// against the chunk IDs, of a sealed file footer and trailer, and with readData every
+// group's checksum, every fingerprint and the content hash. What is wrong goes to
+// report, in the order of the file; slots found bad become known damage. An error
+// means that the check could not be made; vfs.ErrNotExist if there is no such file
+// (any more).
+func (s *Store) VerifyFile(name string, readData bool, report func(Problem)) error {
+	num, _, ok := parseName(name)
+	s.mu.RLock()
+	f := s.files[num]
+	if !ok || f == nil || f.private {
+		s.mu.RUnlock()
+		return fmt.Errorf("chunk file %s: %w", name, vfs.ErrNotExist)
+	}
+	copies, size, sealed := f.copies, f.size, f.sealed
+	s.mu.RUnlock()
+	release, err := f.blob.Hold()
+	if err != nil {
+		return err
+	}
+	defer release()
+	v := &verifier{s: s, f: f, name: f.blob.Name(), report: report}
+	v.header()
+	for _, c := range copies {
+		if s.dropped(c) {
+			return fmt.Errorf("chunk file %s: %w", name, vfs.ErrNotExist) // collected meanwhile
+		}
+		v.chunk(c, readData)
+	}
+	if sealed {
+		v.footer(size, len(copies), readData)
+	}
+	return nil
+}
+
+// verifier is one VerifyFile under way.
+type verifier struct {
+	s      *Store
+	f      *file
+	name   string
+	report func(Problem)
+}
+
+func (v *verifier) problem(off int64, at Slot, format string, args ...any) {
+	v.report(Problem{File: v.name, Offset: off, Slot: at, Text: fmt.Sprintf(format, args...)})
+}
+
+func (v *verifier) header() {
+	b := make([]byte, fileHeaderSize)
+	if _, err := v.f.blob.ReadAt(b, 0); err != nil {
+		v.problem(0, Slot{}, "file header: %v", err)
+		return
+	}
+	h, err := parseFileHeader(b)
+	switch {
+	case err != nil:
+		v.problem(0, Slot{}, "file header: %v", err)
+	case h.store != v.s.o.Store:
+		v.problem(0, Slot{}, "it belongs to store %x", h.store)
+	case h.num != v.f.num:
+		v.problem(0, Slot{}, "its header says that it is file %s", h.num.openName())
+	}
+}
+
+// chunk checks one chunk.
+func (v *verifier) chunk(c *chunkCopy, readData bool) {
+	s, first := v.s, Slot{Chunk: c.chunk.id}
+	s.fronts.Remove(c.key) // from the disk, not from memory
+	f, err := s.front(c)
+	if err != nil {
+		v.bad(err, first)
+		return
+	}
+	list := make([]byte, c.list)
+	at := int64(c.off) + headSize + int64(c.front)
+	var t *tree
+	if _, err = v.f.blob.ReadAt(list, at); err == nil {
+		t, err = proveList(f, list)
+	}
+	if err != nil {
+		v.problem(at, first, "fingerprint list: %v", err)
+		s.mu.Lock()
+		c.listBad = true
+		s.mu.Unlock()
+	}
+	if !readData {
+		return
+	}
+	for g, r := range f.groups {
+		if r.size > 0 {
+			v.group(c, f, t, g)
+		}
+	}
+}
+
+// group checks a group's bytes, and its fingerprints unless t is nil.
+func (v *verifier) group(c *chunkCopy, f *front, t *tree, g int) {
+	s, r := v.s, f.groups[g]
+	buf := s.buffer(int(r.size))
+	defer s.release(buf)
+	lo, hi, _ := f.slotsIn(g)
+	err := s.readStored(c, f, g, *buf)
+	var group []byte
+	if err == nil {
+		group, err = s.decode(c, f, g, *buf)
+	}
+	if err != nil {
+		v.bad(err, Slot{c.chunk.id, uint16(lo)})
+		return
+	}
+	for i := lo; i < hi && t != nil; i++ {
+		if !f.have.has(i) {
+			continue
+		}
+		if FingerprintOf(group[:BlockSize]) != t.fps[i] {
+			off := int64(c.off) + f.payloadAt() + int64(r.off)
+			v.bad(&badPart{copy: c, lo: i, hi: i + 1, off: off, reason: "content has another fingerprint"}, Slot{c.chunk.id, uint16(i)})
+		}
+		group = group[BlockSize:]
+	}
+}
+
+// bad reports an error and makes damage known.
+func (v *verifier) bad(err error, at Slot) {
+	var bad *badPart
+	if !errors.As(err, &bad) {
+		v.problem(0, at, "%v", err)
+		return
+	}
+	at.Slot = uint16(bad.lo)
+	v.problem(bad.off, at, "slots %d to %d: %s", bad.lo, bad.hi-1, bad.reason)
+	v.s.markBad(bad)
+}
+
+// footer checks trailer, footer and, with readData, the content hash.
+func (v *verifier) footer(size int64, chunks int, readData bool) {
+	ff := &foundFile{num: v.f.num, blob: v.f.blob}
+	ff.Name, ff.Size = v.name, size
+	if err := v.s.readFooter(ff); err != nil {
+		v.problem(size-trailerSize, Slot{}, "%v", err)
+		return
+	}
+	if len(ff.chunks) != chunks {
+		v.problem(size-trailerSize, Slot{}, "footer lists %d chunks, the index %d", len(ff.chunks), chunks)
+	}
+	if !readData {
+		return
+	}
+	h := blake3.New()
+	if _, err := io.Copy(h, io.NewSectionReader(v.f.blob, 0, size-trailerSize)); err != nil {
+		v.problem(0, Slot{}, "content hash: %v", err)
+		return
+	}
+	var sum [32]byte
+	h.Sum(sum[:0])
+	b := make([]byte, trailerSize)
+	if _, err := v.f.blob.ReadAt(b, size-trailerSize); err != nil {
+		v.problem(size-trailerSize, Slot{}, "trailer: %v", err)
+		return
+	}
+	t, err := parseTrailer(b)
+	switch {
+	case err != nil:
+		v.problem(size-trailerSize, Slot{}, "%v", err)
+	case t.hash != sum:
+		v.problem(0, Slot{}, "content hash is %x, the trailer says %x", sum, t.hash)
+	case v.f.num.sealedName(sum) != v.name:
+		v.problem(0, Slot{}, "content hash is %x, the name says otherwise", sum)
+	}
+}

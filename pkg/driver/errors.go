@@ -1,0 +1,73 @@
+package driver
+
+import (
+	"context"
+	"errors"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/k8ns/granary/pkg/blockstore"
+	"github.com/k8ns/granary/pkg/export"
+)
+
+// Errors that only CSI knows.
+var (
+	// errForeign is a handle of another node's or store's volume. It comes with
+	// ErrNotFound.
+	errForeign = errors.New("not of this node")
+	// errElsewhere is something that another node might be able to make.
+	errElsewhere = errors.New("not possible on this node")
+	// errState is a call that comes too early, as publish before stage.
+	errState = errors.New("wrong order of calls")
+	// errToken is a page token that no list call gave out.
+	errToken = errors.New("unknown page token")
+)
+
+// toStatus is the one place that knows which gRPC code an error is. It keeps the text.
+func toStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err // the generated code's own, for calls that are not there
+	}
+	return status.Error(codeOf(err), err.Error())
+}
+
+func codeOf(err error) codes.Code {
+	is := func(target error) bool { return errors.Is(err, target) }
+	switch {
+	case is(errElsewhere):
+		return codes.ResourceExhausted
+	case is(errState):
+		return codes.FailedPrecondition
+	case is(errToken):
+		return codes.Aborted
+	case is(blockstore.ErrNotFound):
+		return codes.NotFound
+	case is(blockstore.ErrExists):
+		return codes.AlreadyExists
+	case is(blockstore.ErrInUse), is(export.ErrInUse):
+		return codes.FailedPrecondition
+	case is(blockstore.ErrBusy):
+		return codes.Aborted
+	case is(blockstore.ErrNoSpace):
+		return codes.ResourceExhausted
+	case is(blockstore.ErrRange):
+		return codes.OutOfRange
+	case is(blockstore.ErrInvalid), is(export.ErrInvalid):
+		return codes.InvalidArgument
+	case is(blockstore.ErrClosed), is(blockstore.ErrLocked):
+		return codes.Unavailable
+	case is(blockstore.ErrCorrupt), is(blockstore.ErrMissing):
+		return codes.DataLoss
+	case is(context.Canceled):
+		return codes.Canceled
+	case is(context.DeadlineExceeded):
+		return codes.DeadlineExceeded
+	}
+	// ErrFailed, ErrOlder, ErrFormat and ErrVersion too: nothing that the caller
+	// does will help, somebody has to look.
+	return codes.Internal
+}

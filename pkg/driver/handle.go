@@ -1,0 +1,89 @@
+package driver
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/k8ns/granary/pkg/blockstore"
+)
+
+// Handle is what CSI calls a volume or snapshot ID. It names the store and the node
+// too, because calls such as DeleteVolume carry nothing else:
+//
+//	<first 16 hex digits of the store's ID>.<v- or s- and 32 hex digits>.<node ID>
+//
+// With the longest node ID it is 115 bytes long; CSI allows 128.
+type Handle struct {
+	Store string // first 16 digits of the store's ID
+	ID    string // the engine's ID
+	Node  string
+}
+
+// maxNodeID is the longest node ID: it is also the value of a topology label.
+const maxNodeID = 63
+
+const nodePattern = `[A-Za-z0-9](?:[-_.A-Za-z0-9]*[A-Za-z0-9])?`
+
+var (
+	handlePattern = regexp.MustCompile(`^([0-9a-f]{16})\.([vs]-[0-9a-f]{32})\.(` + nodePattern + `)$`)
+	nodeIDPattern = regexp.MustCompile(`^` + nodePattern + `$`)
+)
+
+// ParseHandle reads a handle; ErrInvalid if it is not one.
+func ParseHandle(s string) (Handle, error) {
+	m := handlePattern.FindStringSubmatch(s)
+	if m == nil || len(m[3]) > maxNodeID {
+		return Handle{}, fmt.Errorf("%w: %q is not a Granary handle (<store>.<volume or snapshot ID>.<node>)",
+			blockstore.ErrInvalid, s)
+	}
+	return Handle{Store: m[1], ID: m[2], Node: m[3]}, nil
+}
+
+// String is the handle's text; ParseHandle reads it.
+func (h Handle) String() string { return h.Store + "." + h.ID + "." + h.Node }
+
+// IsVolume tells a volume's handle from a snapshot's.
+func (h Handle) IsVolume() bool { return strings.HasPrefix(h.ID, "v-") }
+
+// CheckNodeID tells whether a node can be called so; ErrInvalid.
+func CheckNodeID(id string) error {
+	if len(id) > maxNodeID || !nodeIDPattern.MatchString(id) {
+		return fmt.Errorf("%w: node ID %q: at most %d letters, digits, '-', '_' and '.', a letter or digit first and last",
+			blockstore.ErrInvalid, id, maxNodeID)
+	}
+	return nil
+}
+
+// handle makes the handle of an engine's ID.
+func (d *Driver) handle(id string) string {
+	return Handle{Store: d.storeID, ID: id, Node: d.o.NodeID}.String()
+}
+
+// volumeID takes the engine's ID out of a volume handle. An empty handle is
+// ErrInvalid; one that cannot be ours is ErrNotFound, and errForeign as well if it
+// belongs to another node or store.
+func (d *Driver) volumeID(handle string) (string, error) { return d.parse("volume", handle, true) }
+
+// snapshotID is volumeID for snapshots.
+func (d *Driver) snapshotID(handle string) (string, error) {
+	return d.parse("snapshot", handle, false)
+}
+
+func (d *Driver) parse(what, handle string, volume bool) (string, error) {
+	if handle == "" {
+		return "", fmt.Errorf("%w: the %s ID is missing", blockstore.ErrInvalid, what)
+	}
+	h, err := ParseHandle(handle)
+	switch {
+	case err != nil || h.IsVolume() != volume:
+		return "", fmt.Errorf("%w: %q is not the ID of a Granary %s", blockstore.ErrNotFound, handle, what)
+	case h.Node != d.o.NodeID:
+		return "", fmt.Errorf("%w: %w: %s %s is on node %s, this is node %s",
+			blockstore.ErrNotFound, errForeign, what, h.ID, h.Node, d.o.NodeID)
+	case h.Store != d.storeID:
+		return "", fmt.Errorf("%w: %w: %s %s is in store %s, this node's store is %s: was its data directory replaced?",
+			blockstore.ErrNotFound, errForeign, what, h.ID, h.Store, d.storeID)
+	}
+	return h.ID, nil
+}

@@ -1,0 +1,127 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/k8ns/granary/pkg/blockstore"
+)
+
+// CreateSnapshot implements csi.ControllerServer. The snapshot is exact and durable
+// when it answers; ready_to_use follows when it is folded.
+func (d *Driver) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequest) (*csi.CreateSnapshotResponse, error) {
+	if req.GetName() == "" {
+		return nil, fmt.Errorf("%w: the name is missing", blockstore.ErrInvalid)
+	}
+	volume, err := d.volumeID(req.GetSourceVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	labels, err := parseSnapshotParameters(req.GetParameters())
+	if err != nil {
+		return nil, err
+	}
+	info, err := d.createSnapshot(ctx, volume, req.GetName(), labels)
+	if err != nil {
+		return nil, err
+	}
+	return &csi.CreateSnapshotResponse{Snapshot: d.renderSnapshot(info)}, nil
+}
+
+// createSnapshot takes a snapshot, or finds the one that an earlier call took, also
+// when the volume is gone since. One of that name but of another volume is ErrExists.
+func (d *Driver) createSnapshot(ctx context.Context, volume, name string, labels map[string]string) (blockstore.SnapshotInfo, error) {
+	info, err := d.store.Snapshot(name)
+	switch {
+	case errors.Is(err, blockstore.ErrNotFound) || err == nil && info.Name != name: // a name like an ID is refused below
+	case err != nil:
+		return info, err
+	case info.VolumeID != volume:
+		return info, fmt.Errorf("%w: snapshot %q is of volume %s, not %s", blockstore.ErrExists, name, info.VolumeID, volume)
+	default:
+		return info, nil
+	}
+	info, err = d.store.CreateSnapshot(ctx, volume, name, labels)
+	if errors.Is(err, blockstore.ErrExists) {
+		return info, fmt.Errorf("%w: snapshot %q is being taken by another call: try again", blockstore.ErrBusy, name)
+	}
+	return info, err
+}
+
+func (d *Driver) renderSnapshot(info blockstore.SnapshotInfo) *csi.Snapshot {
+	return &csi.Snapshot{
+		SnapshotId:     d.handle(info.ID),
+		SourceVolumeId: d.handle(info.VolumeID),
+		SizeBytes:      info.SizeBytes,
+		CreationTime:   timestamppb.New(info.Created),
+		ReadyToUse:     info.Ready,
+	}
+}
+
+// DeleteSnapshot implements csi.ControllerServer. What is not there is deleted
+// already; another node's snapshot is not.
+func (d *Driver) DeleteSnapshot(_ context.Context, req *csi.DeleteSnapshotRequest) (*csi.DeleteSnapshotResponse, error) {
+	id, err := d.snapshotID(req.GetSnapshotId())
+	if err == nil {
+		err = d.store.DeleteSnapshot(id)
+	}
+	if err != nil && !gone(err) {
+		return nil, err
+	}
+	return &csi.DeleteSnapshotResponse{}, nil
+}
+
+// ListSnapshots implements csi.ControllerServer. Snapshots go by name; IDs that name
+// nothing here give an empty list.
+func (d *Driver) ListSnapshots(_ context.Context, req *csi.ListSnapshotsRequest) (*csi.ListSnapshotsResponse, error) {
+	infos, err := d.findSnapshots(req.GetSnapshotId(), req.GetSourceVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	page, next, err := paginate(infos, func(s blockstore.SnapshotInfo) string { return s.Name }, req.GetStartingToken(), req.GetMaxEntries())
+	if err != nil {
+		return nil, err
+	}
+	resp := &csi.ListSnapshotsResponse{NextToken: next}
+	for _, info := range page {
+		resp.Entries = append(resp.Entries, &csi.ListSnapshotsResponse_Entry{Snapshot: d.renderSnapshot(info)})
+	}
+	return resp, nil
+}
+
+// findSnapshots applies the filters; "" is none.
+func (d *Driver) findSnapshots(snapshot, volume string) ([]blockstore.SnapshotInfo, error) {
+	volumeID := ""
+	if volume != "" {
+		var err error
+		if volumeID, err = d.volumeID(volume); err != nil {
+			return nil, ignoreNotFound(err)
+		}
+	}
+	if snapshot == "" {
+		return d.store.Snapshots(volumeID), nil
+	}
+	id, err := d.snapshotID(snapshot)
+	if err != nil {
+		return nil, ignoreNotFound(err)
+	}
+	info, err := d.store.Snapshot(id)
+	if err != nil {
+		return nil, ignoreNotFound(err)
+	}
+	if volumeID != "" && info.VolumeID != volumeID {
+		return nil, nil
+	}
+	return []blockstore.SnapshotInfo{info}, nil
+}
+
+func ignoreNotFound(err error) error {
+	if errors.Is(err, blockstore.ErrNotFound) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,31 @@
+package driver
+
+import (
+	"context"
+
+	"github.com/k8ns/granary/pkg/blockstore"
+)
+
+// Store is what the driver needs of an engine; *blockstore.Store has it. What its
+// methods change is durable when they return, and they may be called concurrently.
+type Store interface {
+	ID() string
+	Stats(perVolume bool) blockstore.Stats
+	volumes
+	snapshots
+}
+
+type volumes interface {
+	// CreateVolume is ErrExists if the name is taken.
+	CreateVolume(spec blockstore.VolumeSpec) (blockstore.VolumeInfo, error)
+	Volume(idOrName string) (blockstore.VolumeInfo, error)
+	Volumes() []blockstore.VolumeInfo
+}
+
+type snapshots interface {
+	// CreateSnapshot is ErrExists if the name is taken.
+	CreateSnapshot(ctx context.Context, volumeID, name string, labels map[string]string) (blockstore.SnapshotInfo, error)
+	DeleteSnapshot(id string) error
+	Snapshot(idOrName string) (blockstore.SnapshotInfo, error)
+	Snapshots(volumeID string) []blockstore.SnapshotInfo
+}

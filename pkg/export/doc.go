@@ -1,0 +1,29 @@
+// Package export makes a Device, a volume as the storage engine has it, a Linux block
+// device. The way of a request is
+//
+//	/dev/loopN -> loop driver (direct I/O) -> FUSE file -> /dev/fuse -> FUSE -> Device
+//
+// One FUSE connection per attached device holds one file; its mount is in no namespace.
+// The protocol loop is our own: a handful of opcodes, fixed node IDs (1 the root, 2 the
+// disk), nothing kept per open file, so that a successor could take a connection over
+// knowing only its Session. Attach puts it all together, Detach takes it apart, and
+// ClearDead removes what a killed process left: the loop device outlives its server and
+// answers with errors.
+//
+// What the package promises:
+//
+//   - A flush of the block device returns after Device.Flush did. FSYNC and FALLOCATE
+//     answer ENOSYS or EOPNOTSUPP in no state: the kernel would remember that and turn
+//     later flushes into silent successes.
+//   - Holes and zeroings are passed on exactly, in units of 512 bytes.
+//   - A request that waits holds up no other one: requests that may wait have their own
+//     goroutine and buffer. What it holds up is in the kernel: a FLUSH locks the file,
+//     and a loop device has 128 requests under way at most, reads and writes together.
+//   - Formatting happens only when the caller says so (invariant I11); nothing here
+//     looks at the content of a device to decide it.
+//   - The process is never in need of its own devices: it maps no file on them, and
+//     closing the FUSE file sends no request, so that its death waits for nobody.
+//
+// What needs privilege is behind Host. The package knows nothing of volumes, snapshots,
+// catalogs or CSI; it must not take a lock of a layer above on the way of a request.
+package export

@@ -1,0 +1,108 @@
+package export
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	mkfsTimeout = 5 * time.Minute
+	fsckTimeout = 30 * time.Minute
+	keepOutput  = 2048 // bytes of a program's output that go into its error
+)
+
+// Mkfs formats. The device is thin, so discarding before formatting is left out, and
+// inode tables are zeroed by the kernel after the mount, which costs no space here.
+func (h *localHost) Mkfs(ctx context.Context, device, fsType string, options []string) error {
+	var args []string
+	switch fsType {
+	case "ext4":
+		args = []string{"-q", "-F", "-b", "4096", "-m", "0", "-E", "nodiscard,lazy_itable_init=1"}
+	case "xfs":
+		args = []string{"-q", "-f", "-K"}
+		sector, err := sectorBytes(device)
+		if err != nil {
+			return err
+		}
+		if sector == 4096 {
+			args = append(args, "-s", "size=4096")
+		}
+	case "btrfs":
+		args = []string{"-q", "-f", "-K"}
+	default:
+		return fmt.Errorf("filesystem type %q: %w", fsType, ErrInvalid)
+	}
+	args = append(append(args, options...), device)
+	_, err := runProgram(ctx, mkfsTimeout, "mkfs."+fsType, args...)
+	return err
+}
+
+func sectorBytes(device string) (int, error) {
+	f, err := openCloexec(device, unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	n, err := unix.IoctlGetUint32(int(f.Fd()), unix.BLKSSZGET)
+	if err != nil {
+		return 0, fmt.Errorf("sector size of %s: %w", device, err)
+	}
+	return int(n), nil
+}
+
+// Fsck runs e2fsck -p, which replays the journal and repairs what is safe; its exit
+// codes 0 and 1 are success.
+func (h *localHost) Fsck(ctx context.Context, device, fsType string) error {
+	switch fsType {
+	case "ext4":
+	case "xfs", "btrfs":
+		return nil
+	default:
+		return fmt.Errorf("filesystem type %q: %w", fsType, ErrInvalid)
+	}
+	code, err := runProgram(ctx, fsckTimeout, "e2fsck", "-p", device)
+	if code == 1 {
+		return nil
+	}
+	return err
+}
+
+// runProgram runs a program to its end and returns its exit code, -1 if it has none.
+// The error has the end of its output.
+func runProgram(ctx context.Context, limit time.Duration, name string, args ...string) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var out tail
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.WaitDelay = 5 * time.Second
+	err := cmd.Run()
+	if err == nil {
+		return 0, nil
+	}
+	if ctx.Err() != nil {
+		err = fmt.Errorf("%w: %w", ctx.Err(), err)
+	}
+	code := -1
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		code = exit.ExitCode()
+	}
+	return code, fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+}
+
+// tail keeps the last bytes written to it.
+type tail []byte
+
+func (t *tail) Write(p []byte) (int, error) {
+	*t = append(*t, p[max(0, len(p)-keepOutput):]...)
+	*t = (*t)[max(0, len(*t)-keepOutput):]
+	return len(p), nil
+}

@@ -1,0 +1,141 @@
+package export
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	mountutils "k8s.io/mount-utils"
+	utilexec "k8s.io/utils/exec"
+)
+
+func (h *localHost) Mount(ctx context.Context, source, target, fsType string, flags []string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := h.mounter().Mount(source, target, fsType, flags); err != nil {
+		return fmt.Errorf("mount %s at %s: %w", source, target, err)
+	}
+	return nil
+}
+
+func (h *localHost) BindMount(ctx context.Context, source, target string, flags []string) error {
+	return h.Mount(ctx, source, target, "", append([]string{"bind"}, flags...))
+}
+
+// Unmount is the system call itself: its errno says what is wrong, and none of the
+// filesystem types here needs a helper program.
+func (h *localHost) Unmount(target string) error { return unmount(target, 0) }
+
+func (h *localHost) ForceUnmount(target string) error {
+	return unmount(target, unix.MNT_FORCE|unix.MNT_DETACH)
+}
+
+func unmount(target string, flags int) error {
+	for {
+		err := unix.Unmount(target, flags|unix.UMOUNT_NOFOLLOW)
+		switch err {
+		case nil, unix.EINVAL, unix.ENOENT: // EINVAL: not a mount point
+			return nil
+		case unix.EINTR:
+			continue
+		case unix.EBUSY:
+			return fmt.Errorf("unmount %s: %w: %w", target, ErrInUse, err)
+		}
+		return &os.PathError{Op: "unmount", Path: target, Err: err}
+	}
+}
+
+func (h *localHost) Mounts() ([]Mount, error) {
+	lines, err := mountutils.ParseMountInfo("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("list mounts: %w", err)
+	}
+	out := make([]Mount, len(lines))
+	for i, l := range lines {
+		out[i] = Mount{
+			Device:  unescapeMount(l.Source),
+			Target:  unescapeMount(l.MountPoint),
+			FSType:  l.FsType,
+			Root:    unescapeMount(l.Root),
+			Options: l.MountOptions,
+			Major:   uint32(l.Major),
+			Minor:   uint32(l.Minor),
+		}
+	}
+	return out, nil
+}
+
+// unescapeMount undoes the \040 of the kernel's mount tables.
+func unescapeMount(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if c, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(c))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// IsMounted returns the topmost mount at target, nil if there is none.
+func IsMounted(h Filesystems, target string) (*Mount, error) {
+	mounts, err := h.Mounts()
+	if err != nil {
+		return nil, err
+	}
+	for i := len(mounts) - 1; i >= 0; i-- {
+		if mounts[i].Target == target {
+			return &mounts[i], nil
+		}
+	}
+	return nil, nil
+}
+
+func (h *localHost) GrowFS(device, mountPoint string) error {
+	r := mountutils.NewResizeFs(utilexec.New())
+	need, err := r.NeedResize(device, mountPoint)
+	if err != nil || !need {
+		return err
+	}
+	grown, err := r.Resize(device, mountPoint)
+	if err == nil && !grown {
+		err = errors.New("no filesystem recognised")
+	}
+	if err != nil {
+		return fmt.Errorf("grow %s at %s: %w", device, mountPoint, err)
+	}
+	return nil
+}
+
+func (h *localHost) Statfs(path string) (FSStats, error) {
+	var st unix.Statfs_t
+	for {
+		err := unix.Statfs(path, &st)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return FSStats{}, &os.PathError{Op: "statfs", Path: path, Err: err}
+		}
+		unit := int64(st.Frsize)
+		return FSStats{
+			TotalBytes:     int64(st.Blocks) * unit,
+			FreeBytes:      int64(st.Bfree) * unit,
+			AvailableBytes: int64(st.Bavail) * unit,
+			TotalInodes:    int64(st.Files),
+			FreeInodes:     int64(st.Ffree),
+		}, nil
+	}
+}

@@ -1,0 +1,248 @@
+package rig
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Daemon is a granary daemon and its store in a directory.
+type Daemon struct {
+	Bin  string   // the granary binary
+	Dir  string   // its data directory, sockets' directory and log live below this one
+	Args []string // further arguments of `granary serve`
+
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when cmd has ended
+}
+
+// NewDaemon prepares a daemon below dir, which must exist. The daemon is killed by
+// the cleanup if it still runs then.
+func NewDaemon(bin, dir string, c *Cleanup, args ...string) *Daemon {
+	d := &Daemon{Bin: bin, Dir: dir, Args: args}
+	c.Add("end the daemon", func() error {
+		if !d.Running() {
+			return nil
+		}
+		if err := d.Stop(20 * time.Second); err != nil {
+			return errors.Join(err, d.Kill())
+		}
+		return nil
+	})
+	return d
+}
+
+// DataDir is the store's directory.
+func (d *Daemon) DataDir() string { return filepath.Join(d.Dir, "store") }
+
+// Socket is the path of the CSI socket.
+func (d *Daemon) Socket() string { return filepath.Join(d.Dir, "csi.sock") }
+
+// LogFile is where the daemon's output of all its lives goes.
+func (d *Daemon) LogFile() string { return filepath.Join(d.Dir, "daemon.log") }
+
+// PID is the process that runs, or 0.
+func (d *Daemon) PID() int {
+	if !d.Running() {
+		return 0
+	}
+	return d.cmd.Process.Pid
+}
+
+// Running tells whether the daemon's process is there.
+func (d *Daemon) Running() bool {
+	if d.cmd == nil {
+		return false
+	}
+	select {
+	case <-d.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+// Ended is closed when the present process has ended.
+func (d *Daemon) Ended() <-chan struct{} { return d.ended }
+
+// Start starts the daemon and waits until both of its sockets answer.
+func (d *Daemon) Start(ctx context.Context) error {
+	if d.Running() {
+		return errors.New("the daemon runs already")
+	}
+	log, err := os.OpenFile(d.LogFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	if err := os.MkdirAll(d.DataDir(), 0o700); err != nil {
+		return err
+	}
+	args := append([]string{"serve", "--endpoint", "unix://" + d.Socket(), "--data-dir", d.DataDir(), "--node-id", "rig"}, d.Args...)
+	cmd := exec.Command(d.Bin, args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	// A group of its own: Ctrl-C in a terminal must reach only us, who then end it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	d.cmd, d.ended = cmd, make(chan struct{})
+	go func(ended chan struct{}) {
+		_ = cmd.Wait() // the exit state is read from cmd.ProcessState
+		close(ended)
+	}(d.ended)
+	return d.waitReady(ctx)
+}
+
+func (d *Daemon) waitReady(ctx context.Context) error {
+	limit := time.After(60 * time.Second)
+	for {
+		if answers(d.Socket()) && answers(filepath.Join(d.DataDir(), "granary.sock")) {
+			return nil
+		}
+		select {
+		case <-d.ended:
+			return fmt.Errorf("the daemon ended at start: %v\n%s", d.cmd.ProcessState, d.LogTail(15))
+		case <-limit:
+			return fmt.Errorf("the daemon does not answer after a minute\n%s", d.LogTail(15))
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+func answers(socket string) bool {
+	c, err := net.Dial("unix", socket)
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
+}
+
+// Kill ends the daemon with SIGKILL and waits until it is gone.
+func (d *Daemon) Kill() error { return d.signal(syscall.SIGKILL, 30*time.Second) }
+
+// Stop ends the daemon with SIGTERM and waits until it is gone. It is an error when
+// that takes longer than the limit or the exit code is not 0.
+func (d *Daemon) Stop(limit time.Duration) error {
+	if err := d.signal(syscall.SIGTERM, limit); err != nil {
+		return err
+	}
+	if code := d.cmd.ProcessState.ExitCode(); code != 0 {
+		return fmt.Errorf("the daemon ended with %v\n%s", d.cmd.ProcessState, d.LogTail(15))
+	}
+	return nil
+}
+
+func (d *Daemon) signal(sig syscall.Signal, limit time.Duration) error {
+	if !d.Running() {
+		return errors.New("the daemon does not run")
+	}
+	if err := d.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	select {
+	case <-d.ended:
+		return nil
+	case <-time.After(limit):
+		return fmt.Errorf("the daemon (process %d) is still there %v after %v\n%s", d.cmd.Process.Pid, limit, sig, d.LogTail(15))
+	}
+}
+
+// LogTail is the end of the daemon's output.
+func (d *Daemon) LogTail(lines int) string {
+	b, err := os.ReadFile(d.LogFile())
+	if err != nil {
+		return err.Error()
+	}
+	all := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+// Do runs a granary command on this daemon's store and returns what it printed.
+func (d *Daemon) Do(ctx context.Context, args ...string) (string, error) {
+	return Run(ctx, 0, d.Bin, append(args, "--data-dir", d.DataDir())...)
+}
+
+// JSON runs a granary command with -o json and decodes what it printed into v.
+func (d *Daemon) JSON(ctx context.Context, v any, args ...string) error {
+	out, err := d.Do(ctx, append(args, "-o", "json")...)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal([]byte(out), v); err != nil {
+		return fmt.Errorf("granary %s: the output is no JSON: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// Stats is what we read of `granary stats -o json`, in bytes.
+type Stats struct {
+	Logical          int64   `json:"logical"`
+	Unique           int64   `json:"unique"`
+	Stored           int64   `json:"stored"`
+	Reduction        float64 `json:"reduction"`
+	Garbage          int64   `json:"garbage"`
+	JournalUsed      int64   `json:"journalUsed"`
+	JournalAllocated int64   `json:"journalAllocated"`
+	Reserve          int64   `json:"reserve"`
+	ChunkFiles       int     `json:"chunkFiles"`
+}
+
+// Volume is what we read of `granary volume show -o json`.
+type Volume struct {
+	ID      string `json:"id"`
+	Name    string `json:"name"`
+	Size    int64  `json:"size"`
+	Sector  int    `json:"sector"`
+	Logical int64  `json:"logical"`
+	Journal int64  `json:"journal"`
+	Device  string `json:"device"`
+	Failed  string `json:"failed"`
+}
+
+// Snapshot is what we read of `granary snapshot create -o json`.
+type Snapshot struct {
+	ID    string `json:"id"`
+	Name  string `json:"name"`
+	Size  int64  `json:"size"`
+	Ready bool   `json:"ready"`
+}
+
+// Stats asks the daemon for the store's figures.
+func (d *Daemon) Stats(ctx context.Context) (Stats, error) {
+	var s Stats
+	err := d.JSON(ctx, &s, "stats")
+	return s, err
+}
+
+// WaitFolded waits until no more than the given bytes are left in the journals, and
+// returns the figures of that moment. Nobody may write meanwhile.
+func (d *Daemon) WaitFolded(ctx context.Context, atMost int64, limit time.Duration) (Stats, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		s, err := d.Stats(ctx)
+		if err != nil {
+			return s, err
+		}
+		if s.JournalUsed <= atMost {
+			return s, nil
+		}
+		select {
+		case <-ctx.Done():
+			return s, fmt.Errorf("%d bytes of the journal are still not folded after %v", s.JournalUsed, limit)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
