@@ -45,9 +45,7 @@ func newWorld(t *testing.T) *world {
 }
 
 func (w *world) boot() {
-	w.Attachments = attach.New(w.engine, w.host, attach.Options{})
-	attach.SetSystem(w.Attachments, func() ([]string, error) { return w.host.Attached(), nil },
-		func(string) error { return nil })
+	w.Attachments = attach.New(w.engine, w.host, w.host.Options())
 }
 
 // kill ends the daemon as kill -9 does, and starts another one.
@@ -322,8 +320,8 @@ func TestShutdown(t *testing.T) {
 	}
 	want := []string{
 		"flush", "close", // busy: its record stays
-		"unmount", "record device", "flush", "flush", "detach", "close", "remove record",
-		"flush", "flush", "detach", "close", "remove record",
+		"unmount", "record device", "flush", "detach", "close", "remove record",
+		"flush", "detach", "close", "remove record",
 	}
 	if got := w.trace.Steps(); !slices.Equal(got, want) {
 		t.Errorf("steps: %q\nwant:  %q", got, want)

@@ -55,6 +55,10 @@ func (e engine) OpenVolume(ctx context.Context, id string) (Volume, error) {
 type Options struct {
 	Buffers *export.Buffers // shared by all devices; default: each has its own
 	Logger  *slog.Logger
+
+	// The machine as the package sees it beside its Host; tests replace it.
+	LoopDevices func() ([]string, error) // default: those in /sys/block
+	SyncFS      func(path string) error  // default: syncfs
 }
 
 // Attachments is every volume of a store that is a block device on this machine. All
@@ -65,7 +69,6 @@ type Attachments struct {
 	buffers *export.Buffers
 	log     *slog.Logger
 
-	// The system as the rest of the package sees it; tests replace it.
 	loopDevices func() ([]string, error)
 	syncFS      func(path string) error
 
@@ -96,8 +99,14 @@ func New(store Store, host export.Host, o Options) *Attachments {
 		host:        host,
 		buffers:     o.Buffers,
 		log:         o.Logger,
-		loopDevices: loopDevices,
-		syncFS:      syncFS,
+		loopDevices: o.LoopDevices,
+		syncFS:      o.SyncFS,
+	}
+	if a.loopDevices == nil {
+		a.loopDevices = loopDevices
+	}
+	if a.syncFS == nil {
+		a.syncFS = syncFS
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)

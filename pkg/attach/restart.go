@@ -108,16 +108,14 @@ func (a *Attachments) end(ctx context.Context, record blockstore.Attachment) err
 		return nil
 	}
 	l := &Locked{a: a, id: record.Volume}
-	busy := a.unmountAll(l, at)
-	flushed := a.host.FlushDevice(at.device.Path())
-	if !busy {
+	if busy := a.unmountAll(l, at); !busy {
 		err := l.Detach(ctx)
 		if !errors.Is(err, blockstore.ErrInUse) {
-			return errors.Join(flushed, err)
+			return err
 		}
 		a.log.Warn("volume is still in use", "volume_id", l.id, "err", err)
 	}
-	return errors.Join(flushed, at.volume.Close())
+	return errors.Join(a.host.FlushDevice(at.device.Path()), at.volume.Close())
 }
 
 // unmountAll syncs and unmounts what is mounted of a device, the newest mount first,

@@ -85,12 +85,12 @@ type Stats struct {
 	Logical          int64   `json:"logical"`          // mapped bytes of volumes, and of snapshots whose image no volume or other snapshot has
 	LogicalVolumes   int64   `json:"logicalVolumes"`   // mapped bytes of volumes alone
 	Unique           int64   `json:"unique"`           // distinct blocks present in chunk files
-	Stored           int64   `json:"stored"`           // every byte of chunk files and catalog
+	Stored           int64   `json:"stored"`           // every byte of chunk files, and of the catalog what is written
 	Reduction        float64 `json:"reduction"`        // Logical / Stored
 	Garbage          int64   `json:"garbage"`          // estimate of stored bytes nobody names, as of the last marking
 	JournalUsed      int64   `json:"journalUsed"`      // not folded yet
 	JournalAllocated int64   `json:"journalAllocated"` // segments on disk
-	Reserve          int64   `json:"reserve"`          // allocated for folding on a full disk
+	Reserve          int64   `json:"reserve"`          // allocated for folding on a full disk, and for the catalog to grow into
 	CacheBytes       int64   `json:"cacheBytes"`
 	CacheLimit       int64   `json:"cacheLimit"`
 	CacheHits        int64   `json:"cacheHits"`

@@ -2,6 +2,7 @@ package blockstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -197,18 +198,36 @@ func (s *Store) Collect(ctx context.Context) (CollectResult, error) {
 	return s.runCollection(ctx, manualMinLive, 0)
 }
 
-// runCollection steps a collection to its end. It rests after each step for rest times
-// as long as the step took.
+// runCollection collects; on a full disk it gives up parts of the reserve until it gets
+// through.
 func (s *Store) runCollection(ctx context.Context, minLive float64, rest int) (CollectResult, error) {
 	before := s.chunks.Stats().Stored
+	for {
+		garbage, err := s.stepCollection(ctx, minLive, rest)
+		if errors.Is(err, ErrNoSpace) && s.noSpace() {
+			continue
+		}
+		s.pool.Wake()
+		if err != nil {
+			return CollectResult{}, fmt.Errorf("collect: %w", err)
+		}
+		freed := before - s.chunks.Stats().Stored
+		s.log.Info("collected", "freed_bytes", freed, "garbage_bytes", garbage)
+		s.coll.marked(max(0, garbage-freed))
+		return CollectResult{FreedBytes: freed, GarbageBytes: garbage}, nil
+	}
+}
+
+// stepCollection steps a collection to its end. It rests after each step for rest times
+// as long as the step took.
+func (s *Store) stepCollection(ctx context.Context, minLive float64, rest int) (garbage int64, err error) {
 	c, err := s.newCollection(minLive)
 	if err != nil {
-		return CollectResult{}, fmt.Errorf("collect: %w", err)
+		return 0, err
 	}
-	for more := true; more; {
+	for more, wait := true, false; more; {
 		began := s.o.Now()
 		folded := s.sched.folded()
-		var wait bool
 		more, wait, err = s.collectStep(c)
 		if err == nil {
 			err = ctx.Err()
@@ -217,7 +236,7 @@ func (s *Store) runCollection(ctx context.Context, minLive float64, rest int) (C
 			if c.plan != nil {
 				c.plan.Abort()
 			}
-			return CollectResult{}, fmt.Errorf("collect: %w", err)
+			return 0, err
 		}
 		pause := time.Duration(rest) * s.o.Now().Sub(began)
 		switch {
@@ -231,11 +250,7 @@ func (s *Store) runCollection(ctx context.Context, minLive float64, rest int) (C
 			sleep(ctx, min(pause, time.Second))
 		}
 	}
-	freed := before - s.chunks.Stats().Stored
-	s.log.Info("collected", "freed_bytes", freed, "garbage_bytes", c.garbage)
-	s.coll.marked(max(0, c.garbage-freed))
-	s.pool.Wake()
-	return CollectResult{FreedBytes: freed, GarbageBytes: c.garbage}, nil
+	return c.garbage, nil
 }
 
 func sleep(ctx context.Context, d time.Duration) {

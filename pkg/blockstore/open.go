@@ -149,6 +149,7 @@ func (s *Store) OpenVolume(ctx context.Context, id string) (*Volume, error) {
 	}
 	v.mu.open = true
 	s.mu.volumes[id] = v
+	s.sched.kickPrepare()
 	return v, nil
 }
 

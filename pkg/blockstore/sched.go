@@ -2,6 +2,7 @@ package blockstore
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +18,7 @@ type scheduler struct {
 	fold    chan struct{} // wakes a fold worker
 	collect chan struct{} // wakes the collector
 	damage  chan struct{} // wakes the writer of damage records
+	prepare chan struct{} // wakes the maker of journal segments
 
 	mu     sync.Mutex
 	done   chan struct{} // closed after the next fold
@@ -24,7 +26,9 @@ type scheduler struct {
 }
 
 func (c *scheduler) init() {
-	c.fold, c.collect, c.damage = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
+	for _, ch := range []*chan struct{}{&c.fold, &c.collect, &c.damage, &c.prepare} {
+		*ch = make(chan struct{}, 1)
+	}
 	c.done = make(chan struct{})
 	c.claims = make(map[*Volume]bool)
 }
@@ -39,6 +43,7 @@ func kick(ch chan struct{}) {
 func (c *scheduler) kickFold()    { kick(c.fold) }
 func (c *scheduler) kickCollect() { kick(c.collect) }
 func (c *scheduler) kickDamage()  { kick(c.damage) }
+func (c *scheduler) kickPrepare() { kick(c.prepare) }
 
 // folded returns a channel that is closed when the next fold has ended.
 func (c *scheduler) folded() <-chan struct{} {
@@ -75,6 +80,7 @@ func (s *Store) Run(ctx context.Context) {
 	}
 	wg.Go(func() { s.collectLoop(ctx) })
 	wg.Go(func() { s.damageLoop(ctx) })
+	wg.Go(func() { s.prepareLoop(ctx) })
 	wg.Wait()
 }
 
@@ -100,6 +106,23 @@ func (s *Store) foldLoop(ctx context.Context) {
 		case <-timer.C:
 		}
 		timer.Stop()
+	}
+}
+
+// spareSegments wait for writers while a volume is open.
+const spareSegments = 2
+
+// prepareLoop makes journal segments ahead of the writers.
+func (s *Store) prepareLoop(ctx context.Context) {
+	for {
+		select {
+		case <-s.sched.prepare:
+		case <-ctx.Done():
+			return
+		}
+		if err := s.pool.Prepare(spareSegments); err != nil && !errors.Is(err, ErrNoSpace) {
+			s.log.Warn("journal segments cannot be made ahead", "err", err)
+		}
 	}
 }
 

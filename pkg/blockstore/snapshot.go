@@ -27,7 +27,7 @@ var errMoved = errors.New("volume moved past the mark")
 func (s *Store) withCut(ctx context.Context, volumeID string, ops func(catalog.View, cutPoint) ([]catalog.Op, error)) error {
 	id := s.newID('c')
 	for {
-		v, l, seq, err := s.mark(ctx, volumeID)
+		v, l, at, err := s.mark(ctx, volumeID)
 		if err != nil {
 			return err
 		}
@@ -37,7 +37,7 @@ func (s *Store) withCut(ctx context.Context, volumeID string, ops func(catalog.V
 				return err
 			}
 		}
-		err = s.commitCut(volumeID, id, l, seq, ops)
+		err = s.commitCut(volumeID, id, l, at, ops)
 		if l != nil {
 			name := ""
 			if err == nil {
@@ -52,9 +52,9 @@ func (s *Store) withCut(ctx context.Context, volumeID string, ops func(catalog.V
 	}
 }
 
-// commitCut commits a cut at seq. l is nil when the volume has no unfolded write: then
-// the cut is the volume's root, if that still stands at seq.
-func (s *Store) commitCut(volumeID, id string, l *layer, seq uint64, ops func(catalog.View, cutPoint) ([]catalog.Op, error)) error {
+// commitCut commits a cut at a position. l is nil when the volume has no unfolded
+// write: then the cut is the volume's root, if that still stands there.
+func (s *Store) commitCut(volumeID, id string, l *layer, at position, ops func(catalog.View, cutPoint) ([]catalog.Op, error)) error {
 	_, err := s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
 		c := cutPoint{id: id}
 		if _, err := get(view, keyVolume+volumeID, &c.rec); err != nil {
@@ -67,8 +67,8 @@ func (s *Store) commitCut(volumeID, id string, l *layer, seq uint64, ops func(ca
 		switch {
 		case l != nil:
 			c.cut.Pending = true
-			c.cut.Position.Seq = seq
-		case c.rec.Position.Seq != seq:
+			c.cut.Position = at
+		case c.rec.Position.Seq != at.Seq:
 			return nil, errMoved
 		default:
 			c.cut.Root = c.rec.Root
@@ -79,10 +79,10 @@ func (s *Store) commitCut(volumeID, id string, l *layer, seq uint64, ops func(ca
 }
 
 // mark ends the present layer of a volume. It returns the layer that ends at the mark,
-// held, or nil when everything up to the mark is folded; and the mark's sequence.
-func (s *Store) mark(ctx context.Context, volumeID string) (*Volume, *layer, uint64, error) {
+// held, or nil when everything up to the mark is folded; and the mark's position.
+func (s *Store) mark(ctx context.Context, volumeID string) (*Volume, *layer, position, error) {
 	if err := s.resolveCut(ctx, volumeID); err != nil {
-		return nil, nil, 0, err
+		return nil, nil, position{}, err
 	}
 	for {
 		folded := s.sched.folded()
@@ -92,51 +92,50 @@ func (s *Store) mark(ctx context.Context, volumeID string) (*Volume, *layer, uin
 			defer s.mu.Unlock()
 			var rec volumeRecord
 			if _, err := get(s.cat, keyVolume+volumeID, &rec); err != nil {
-				return nil, nil, 0, err
+				return nil, nil, position{}, err
 			}
-			return nil, nil, rec.Position.Seq, nil
+			return nil, nil, rec.Position, nil
 		}
 		s.mu.Unlock()
-		l, seq, err := v.hold(s.o.MaxLayers)
+		l, at, err := v.hold(s.o.MaxLayers)
 		if !errors.Is(err, errWait) {
-			return v, l, seq, err
+			return v, l, at, err
 		}
 		s.sched.kickFold()
 		select {
 		case <-folded:
 		case <-ctx.Done():
-			return nil, nil, 0, fmt.Errorf("volume %s: %d snapshots wait to be folded: %w", volumeID, s.o.MaxLayers, ctx.Err())
+			return nil, nil, position{}, fmt.Errorf("volume %s: %d snapshots wait to be folded: %w", volumeID, s.o.MaxLayers, ctx.Err())
 		}
 	}
 }
 
 // hold freezes the active layer, if it has anything, and holds the newest frozen one.
 // errWait if too many layers wait for their fold.
-func (v *Volume) hold(maxLayers int) (*layer, uint64, error) {
+func (v *Volume) hold(maxLayers int) (*layer, position, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	switch {
 	case v.mu.failed != nil:
-		return nil, 0, fmt.Errorf("volume %s: %w: %w", v.id, ErrFailed, v.mu.failed)
+		return nil, position{}, fmt.Errorf("volume %s: %w: %w", v.id, ErrFailed, v.mu.failed)
 	case v.mu.deleted:
-		return nil, 0, fmt.Errorf("volume %s: %w", v.id, ErrNotFound)
+		return nil, position{}, fmt.Errorf("volume %s: %w", v.id, ErrNotFound)
 	}
 	n := len(v.mu.layers)
-	active := v.mu.layers[n-1]
+	newest := v.mu.layers[n-1]
 	switch {
-	case active.data:
-		if n > maxLayers {
-			return nil, 0, errWait
-		}
+	case newest.data && n > maxLayers:
+		return nil, position{}, errWait
+	case newest.data:
 		v.freeze()
-		active.hold++
-		return active, active.last, nil
 	case n > 1:
-		l := v.mu.layers[n-2]
-		l.hold++
-		return l, l.last, nil
+		newest = v.mu.layers[n-2]
+	default:
+		return nil, v.mu.pos, nil
 	}
-	return nil, v.mu.pos.Seq, nil
+	newest.hold++
+	epoch, log := v.mu.log.ID()
+	return newest, position{epoch, log, newest.last}, nil
 }
 
 // unhold ends a hold; a recorded cut gets its root from the layer's fold.

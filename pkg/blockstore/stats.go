@@ -10,8 +10,8 @@ func (s *Store) Stats(perVolume bool) Stats {
 	cat := s.cat.Stats()
 	pool := s.pool.Stats()
 	st := Stats{
-		Unique: chunks.Slots * BlockSize, Stored: chunks.Stored + cat.DiskBytes,
-		JournalAllocated: pool.Bytes, Reserve: s.reserve.bytes(),
+		Unique: chunks.Slots * BlockSize, Stored: chunks.Stored + cat.LogUsed,
+		JournalAllocated: pool.Bytes, Reserve: s.reserve.bytes() + cat.DiskBytes - cat.LogUsed,
 		CacheBytes: chunks.CacheBytes, CacheLimit: s.o.CacheBytes,
 		CacheHits: chunks.CacheHits, CacheMisses: chunks.CacheMisses,
 		Damaged: chunks.Damaged, ChunkFiles: chunks.Files, Chunks: chunks.Chunks,

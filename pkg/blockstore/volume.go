@@ -208,6 +208,7 @@ func (v *Volume) extend() error {
 	v.mu.prep = done
 	v.mu.Unlock()
 	seg, err := v.store.pool.Get()
+	v.store.sched.kickPrepare()
 	v.mu.Lock()
 	if err == nil {
 		next := v.mu.log.Prepare(seg, v.mu.next)

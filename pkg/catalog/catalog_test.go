@@ -400,10 +400,10 @@ func TestCommit_FullDisk(t *testing.T) {
 // TestCommit_GrowOnFullDisk: whoever asks for more room than there is is refused
 // alone; there are always two files that hold the state.
 func TestCommit_GrowOnFullDisk(t *testing.T) {
-	for spare := range int64(40) {
+	for spare := range int64(10) {
 		mem := vfs.NewMem()
 		c := mustOpen(t, mem, Options{LogBytes: minLogBytes})
-		mem.SetCapacity(diskBytes(t, mem) + spare*256<<10)
+		mem.SetCapacity(diskBytes(t, mem) + spare<<20)
 		value := strings.Repeat("v", 4000)
 		fitted, full := 0, false
 		for i := 0; i < 600 && !full; i++ {

@@ -1,8 +1,11 @@
 package dedup
 
 import (
+	"errors"
 	"math/rand/v2"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/k8ns/granary/pkg/vfs"
@@ -51,7 +54,11 @@ func pickLive(rng *rand.Rand, at []Slot, ns []int, part float64) ([]Slot, []int)
 // I6: random live sets over several rounds; what is live stays, what is dead goes,
 // space comes back, before and after a crash at any point.
 func TestCollectRandom(t *testing.T) {
-	for seed := range uint64(25) {
+	seeds := uint64(25)
+	if testing.Short() {
+		seeds = 6
+	}
+	for seed := range seeds {
 		rng := rand.New(rand.NewPCG(seed, 9))
 		mem := vfs.NewMem()
 		s := open(t, mem, 1)
@@ -193,6 +200,7 @@ func TestCollectRace(t *testing.T) {
 	owned := map[int]Slot{} // the catalog
 	var sessions sync.RWMutex
 	stop := make(chan struct{})
+	var folds atomic.Int64
 	var wg sync.WaitGroup
 	for g := range 3 {
 		wg.Go(func() {
@@ -222,6 +230,7 @@ func TestCollectRace(t *testing.T) {
 				}
 				mu.Unlock()
 				sessions.RUnlock()
+				folds.Add(1)
 			}
 		})
 		wg.Go(func() {
@@ -255,7 +264,15 @@ func TestCollectRace(t *testing.T) {
 		}
 		return live
 	}
-	for range 40 {
+	rounds := 30
+	if testing.Short() {
+		rounds = 10
+	}
+	freed := int64(0)
+	for range rounds {
+		for n := folds.Load(); folds.Load() < n+5 && !t.Failed(); {
+			runtime.Gosched()
+		}
 		if err := s.SealOpen(); err != nil {
 			t.Fatal(err)
 		}
@@ -272,9 +289,13 @@ func TestCollectRace(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		freed += c.Freed()
 	}
 	close(stop)
 	wg.Wait()
+	if freed == 0 {
+		t.Error("nothing was freed")
+	}
 	invariants(t, s)
 	verify(t, s)
 	for n, at := range owned {
@@ -284,5 +305,60 @@ func TestCollectRace(t *testing.T) {
 	s = open(t, mem, 2)
 	for n, at := range owned {
 		check(t, s, []Slot{at}, n)
+	}
+}
+
+// Every operation of a collection fails once, or the disk fills up: nothing live is
+// lost, in memory or after a crash, and a later collection succeeds.
+func TestCollectFaults(t *testing.T) {
+	step := int64(1)
+	if testing.Short() {
+		step = 5
+	}
+	for _, fault := range []error{errors.New("input/output error"), vfs.ErrNoSpace} {
+		for n := int64(0); ; n += step {
+			mem := vfs.NewMem()
+			faulty := vfs.NewFaulty(mem)
+			s := open(t, faulty, 1, noCache)
+			at := put(t, s, seq(0, 100)...)
+			s.SealOpen()
+			again := put(t, s, seq(90, 140)...)
+			s.SealOpen()
+			ns := append(seq(0, 20), seq(100, 120)...)
+			at = append(at[:20:20], again[10:30]...)
+			live := liveOf(at)
+			c := s.Plan(live, s.Horizon(), PlanOptions{MinLive: 0.9})
+			c.Condemn()
+			c.Recheck(live)
+			from := faulty.Count()
+			faulty.FailNth(n, fault, errors.Is(fault, vfs.ErrNoSpace))
+			if errors.Is(fault, vfs.ErrNoSpace) {
+				faulty.SetHook(func(op vfs.Op) error {
+					if op.Index >= from+n && (op.Kind == vfs.OpWrite || op.Kind == vfs.OpCreate) {
+						return fault
+					}
+					return nil
+				})
+			}
+			for more := true; more; {
+				var err error
+				if more, err = c.Step(); err != nil && more {
+					t.Fatal("more after", err)
+				}
+			}
+			done := faulty.Count()-from <= n
+			faulty.SetHook(nil)
+			invariants(t, s)
+			check(t, s, at, ns...)
+			after := mem.Clone()
+			after.Crash(rand.New(rand.NewPCG(uint64(n), 3)), 0.5)
+			check(t, open(t, after, 2), at, ns...)
+			runCollection(t, s.Plan(live, s.Horizon(), PlanOptions{MinLive: 0.9}), live)
+			check(t, s, at, ns...)
+			verify(t, s)
+			if done {
+				break
+			}
+		}
 	}
 }

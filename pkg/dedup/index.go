@@ -379,7 +379,7 @@ func byNumber(a, b *file) int {
 
 // counters are statistics that go up.
 type counters struct {
-	blocks, hits, appended, written atomic.Int64
+	blocks, hits, written           atomic.Int64
 	cacheHits, cacheMisses, rescued atomic.Int64
 }
 

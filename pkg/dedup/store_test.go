@@ -20,7 +20,10 @@ func TestRoundTrip(t *testing.T) {
 				mem := vfs.NewMem()
 				s := open(t, mem, 1, func(o *Options) { o.Commit = func() uint64 { return 42 } })
 				w := s.NewWriter(codec, shift)
-				const n = 1500
+				n := 1500
+				if testing.Short() {
+					n = 400
+				}
 				refs := make([]Ref, n)
 				for i := range refs {
 					var err error
@@ -458,8 +461,12 @@ func TestSyncFailure(t *testing.T) {
 // Every operation fails once, and from some point on for ever: what was acknowledged
 // before and after is there.
 func TestFaults(t *testing.T) {
+	step := int64(1)
+	if testing.Short() {
+		step = 5
+	}
 	for _, persistent := range []bool{false, true} {
-		for n := int64(0); ; n++ {
+		for n := int64(0); ; n += step {
 			mem := vfs.NewMem()
 			faulty := vfs.NewFaulty(mem)
 			s := open(t, faulty, 1)

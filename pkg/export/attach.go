@@ -224,17 +224,7 @@ func (a *Attached) detach(ctx context.Context) error {
 		return nil
 	}
 	if !a.mu.cleared {
-		by, err := mountedAt(a.host, a.loop)
-		if err != nil {
-			return err
-		}
-		if len(by) > 0 {
-			return inUse(a.loop.Path, by)
-		}
-		if err := within(ctx, func() error { return a.host.FlushDevice(a.loop.Path) }); err != nil {
-			return err
-		}
-		if err := a.host.DetachLoop(ctx, a.loop.Path, false); err != nil && !errors.Is(err, ErrNotAttached) {
+		if err := a.clearLoop(ctx); err != nil {
 			return err
 		}
 		a.mu.cleared = true
@@ -245,6 +235,28 @@ func (a *Attached) detach(ctx context.Context) error {
 	}
 	a.mu.closed = true
 	return a.closeFUSE()
+}
+
+// clearLoop flushes and detaches the loop device, if it is still there and ours.
+func (a *Attached) clearLoop(ctx context.Context) error {
+	b, err := a.host.LoopBacking(a.loop.Path)
+	if errors.Is(err, ErrNotAttached) || err == nil && !b.Is(a.name) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	by, err := mountedAt(a.host, a.loop.Path, b)
+	if err != nil {
+		return err
+	}
+	if len(by) > 0 {
+		return inUse(a.loop.Path, by)
+	}
+	if err := within(ctx, func() error { return a.host.FlushDevice(a.loop.Path) }); err != nil {
+		return err
+	}
+	return a.host.DetachLoop(ctx, a.loop.Path, false)
 }
 
 // Abort ends the device at once, for tests and for giving up: its users see I/O errors,
@@ -258,7 +270,7 @@ func (a *Attached) Abort() error {
 	}
 	var err error
 	if !a.mu.cleared {
-		err = a.host.DetachLoop(context.Background(), a.loop.Path, true)
+		err = detachIfOurs(context.Background(), a.host, a.loop.Path, a.name)
 		a.mu.cleared = true
 	}
 	a.mu.closed = true
@@ -309,22 +321,15 @@ func within(ctx context.Context, f func() error) error {
 	}
 }
 
-// mountedAt lists where a loop device is mounted, as a filesystem or as a device node.
-func mountedAt(h Host, l Loop) ([]string, error) {
-	b, err := h.LoopBacking(l.Path)
-	if errors.Is(err, ErrNotAttached) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
+// mountedAt lists where a device is mounted, as a filesystem or as a device node.
+func mountedAt(h Host, device string, b Backing) ([]string, error) {
 	mounts, err := h.Mounts()
 	if err != nil {
 		return nil, err
 	}
 	var by []string
 	for _, m := range mounts {
-		if m.uses(l.Path, b) {
+		if m.uses(device, b) {
 			by = append(by, "mounted at "+m.Target)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
@@ -105,12 +106,12 @@ func testRandomIO(t *testing.T, sector int) {
 	if !bytes.Equal(got, model) {
 		t.Fatal("device differs from the model")
 	}
-	if len(dev.mu.holes) == 0 {
+	if dev.holes() == 0 {
 		t.Error("no discard or zeroing reached the device")
 	}
-	before := dev.mu.flushes
+	before := dev.flushes()
 	ok(t, f.Sync())
-	if dev.mu.flushes == before {
+	if dev.flushes() == before {
 		t.Error("fsync of the block device did not flush")
 	}
 }
@@ -276,7 +277,10 @@ func TestDetachInUse(t *testing.T) {
 	ok(t, sleeper.Kill())
 	_, err = sleeper.Wait()
 	ok(t, err)
-	f = openDirect(t, a.Path()) // it still works
+	f = openDirect(t, a.Path()) // it still works, as before
+	if dio, err := os.ReadFile(sysfsLoop(a.Number(), "loop/dio")); err != nil || strings.TrimSpace(string(dio)) != "1" {
+		t.Errorf("direct I/O %q, %v", dio, err)
+	}
 	_, err = f.WriteAt(aligned(4096, 0), 0)
 	ok(t, err)
 	f.Close()
@@ -371,8 +375,14 @@ func TestErrors(t *testing.T) {
 		}
 		return nil
 	}
-	var flushErr error
-	dev.onFlush = func() error { return flushErr }
+	var flushErr atomic.Value
+	flushErr.Store(unix.Errno(0))
+	dev.onFlush = func() error {
+		if errno := flushErr.Load().(unix.Errno); errno != 0 {
+			return errno
+		}
+		return nil
+	}
 	a, _ := attach(t, dev, Options{})
 	f := openDirect(t, a.Path())
 	defer f.Close()
@@ -386,14 +396,14 @@ func TestErrors(t *testing.T) {
 	if _, err := f.ReadAt(p, 512<<10); !errors.Is(err, unix.EIO) {
 		t.Errorf("broken read: %v", err)
 	}
-	flushErr = unix.EOPNOTSUPP
+	flushErr.Store(unix.EOPNOTSUPP)
 	if err := f.Sync(); !errors.Is(err, unix.EIO) {
 		t.Errorf("broken flush: %v", err)
 	}
-	flushErr = nil
-	before := dev.mu.flushes
+	flushErr.Store(unix.Errno(0))
+	before := dev.flushes()
 	ok(t, f.Sync())
-	if dev.mu.flushes == before {
+	if dev.flushes() == before {
 		t.Error("the kernel has stopped flushing")
 	}
 }

@@ -3,9 +3,7 @@ package export
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"os/exec"
-	"strconv"
 	"testing"
 )
 
@@ -28,8 +26,7 @@ func BenchmarkTransport(b *testing.B) {
 	for i := range dev {
 		dev[i] = byte(i >> 12)
 	}
-	n, _ := strconv.Atoi(os.Getenv("RD"))
-	a, _ := attach(b, dev, Options{Readers: n})
+	a, _ := attach(b, dev, Options{})
 	for _, c := range []struct {
 		rw, bs string
 		depth  int

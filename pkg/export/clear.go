@@ -48,9 +48,14 @@ func clearDead(ctx context.Context, h Host, device, name string, mounts []string
 			return err
 		}
 	}
-	// The name once more: unmounting may have been the last use of a device that
-	// was to go with it, and the number may be another's by now.
-	b, err = h.LoopBacking(device)
+	// Looking at the name once more: unmounting may have been the last use of a device
+	// that was to go with it, and the number may be another's by now.
+	return detachIfOurs(ctx, h, device, name)
+}
+
+// detachIfOurs marks the device to go with its last opener if it is attached under name.
+func detachIfOurs(ctx context.Context, h Host, device, name string) error {
+	b, err := h.LoopBacking(device)
 	if errors.Is(err, ErrNotAttached) || err == nil && !b.Is(name) {
 		return nil
 	}

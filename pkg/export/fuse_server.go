@@ -74,7 +74,7 @@ type FUSE struct {
 
 	running sync.WaitGroup // readers
 	readers atomic.Int64   // as many
-	idle    atomic.Int64   // of them, those that are not at a request that may wait
+	idle    atomic.Int64   // of them, those that read or answer what never waits
 	session atomic.Pointer[Session]
 
 	mu struct {
@@ -151,7 +151,6 @@ func (f *FUSE) addReader() error {
 	f.readers.Add(1)
 	f.running.Go(func() {
 		err := f.readRequests(buf)
-		f.idle.Add(-1)
 		f.readers.Add(-1)
 		f.o.Buffers.put(buf)
 		f.mu.Lock()
@@ -171,8 +170,19 @@ func (f *FUSE) enter() {
 	}
 }
 
-// leave is called after it. It tells whether there are readers enough without the caller.
-func (f *FUSE) leave() bool { return f.idle.Add(1) > int64(f.o.Readers) }
+// leave is called after it. It tells whether there are readers enough without the caller,
+// which then must end: it is no longer counted as one.
+func (f *FUSE) leave() bool {
+	for {
+		n := f.idle.Load()
+		if n >= int64(f.o.Readers) {
+			return true
+		}
+		if f.idle.CompareAndSwap(n, n+1) {
+			return false
+		}
+	}
+}
 
 // readRequests is one reader. Its read blocks in the kernel and returns with ENODEV
 // when the connection is gone.
@@ -186,12 +196,15 @@ func (f *FUSE) readRequests(buf *buffer) error {
 		case err == unix.ENOENT: // the request was taken back while it was read
 			continue
 		case err == unix.ENODEV, err == unix.ECONNABORTED, err == nil && n == 0:
+			f.idle.Add(-1)
 			return nil
 		case err != nil:
+			f.idle.Add(-1)
 			return fmt.Errorf("read FUSE request: %w", err)
 		}
 		h, err := parseHeader(msg[:n])
 		if err != nil {
+			f.idle.Add(-1)
 			return err
 		}
 		if !h.mayWait() {

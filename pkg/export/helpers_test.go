@@ -23,8 +23,8 @@ type memDevice struct {
 		sync.RWMutex
 		blocks  map[int64]*[4096]byte
 		size    int64
-		flushes int
-		holes   [][2]int64 // offset, length of every Discard and WriteZeroes
+		flushed int // calls of Flush
+		zeroed  int // calls of Discard and WriteZeroes
 	}
 }
 
@@ -45,6 +45,18 @@ func (d *memDevice) grow(size int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.mu.size = size
+}
+
+func (d *memDevice) flushes() int {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.mu.flushed
+}
+
+func (d *memDevice) holes() int {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.mu.zeroed
 }
 
 func (d *memDevice) check(off, n int64) error {
@@ -109,7 +121,7 @@ func (d *memDevice) Flush() error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.mu.flushes++
+	d.mu.flushed++
 	return nil
 }
 
@@ -122,7 +134,7 @@ func (d *memDevice) zero(off, n int64) error {
 	if err := d.check(off, n); err != nil {
 		return err
 	}
-	d.mu.holes = append(d.mu.holes, [2]int64{off, n})
+	d.mu.zeroed++
 	for i, b := range d.mu.blocks {
 		from, to := max(off, i*4096), min(off+n, (i+1)*4096)
 		switch {
@@ -231,6 +243,9 @@ func openFiles() int {
 func TestMain(m *testing.M) {
 	if os.Getenv(childEnv) != "" {
 		os.Exit(child())
+	}
+	if os.Getenv(resumeEnv) != "" {
+		os.Exit(resumeChild())
 	}
 	_ = exec.Command("true").Run() // opens what the runtime keeps open
 	goroutines, files := runtime.NumGoroutine(), openFiles()

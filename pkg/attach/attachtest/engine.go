@@ -30,6 +30,7 @@ type Engine struct {
 		fail        map[string]error
 		serial      int
 		problems    []blockstore.Problem
+		onCheck     func(context.Context) error
 	}
 }
 
@@ -74,6 +75,13 @@ func (e *Engine) SetProblems(p ...blockstore.Problem) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.mu.problems = p
+}
+
+// OnCheck makes Check do f.
+func (e *Engine) OnCheck(f func(context.Context) error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mu.onCheck = f
 }
 
 // SetFailed makes a volume fail closed.

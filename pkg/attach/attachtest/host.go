@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/k8ns/granary/pkg/attach"
 	"github.com/k8ns/granary/pkg/export"
 	"github.com/k8ns/granary/pkg/export/exporttest"
 )
@@ -17,6 +18,14 @@ type Host struct {
 
 // NewHost returns a Host with nothing attached.
 func NewHost(t *Trace) *Host { return &Host{exporttest.NewHost(), t} }
+
+// Options makes attach.New see no machine but this one.
+func (h *Host) Options() attach.Options {
+	return attach.Options{
+		LoopDevices: func() ([]string, error) { return h.Attached(), nil },
+		SyncFS:      func(string) error { return nil },
+	}
+}
 
 func (h *Host) step(words ...string) error {
 	return h.trace.step(strings.TrimSpace(strings.Join(words, " ")))

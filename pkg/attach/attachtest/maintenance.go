@@ -129,12 +129,15 @@ func (e *Engine) Collect(context.Context) (blockstore.CollectResult, error) {
 }
 
 // Check implements admin.Store.
-func (e *Engine) Check(_ context.Context, o blockstore.CheckOptions, report func(blockstore.Problem)) error {
+func (e *Engine) Check(ctx context.Context, o blockstore.CheckOptions, report func(blockstore.Problem)) error {
 	if err := e.enter("Check"); err != nil {
 		return err
 	}
-	problems := e.mu.problems
+	problems, onCheck := e.mu.problems, e.mu.onCheck
 	e.mu.Unlock()
+	if onCheck != nil {
+		return onCheck(ctx)
+	}
 	for i, p := range problems {
 		if o.Progress != nil {
 			o.Progress(int64(i), int64(len(problems)))

@@ -186,7 +186,14 @@ func (p *Pool) Get() (*Segment, error) {
 		p.mu.Unlock()
 		return seg, nil
 	}
-	if p.mu.bytes+p.o.SegmentBytes > p.o.BudgetBytes && len(p.mu.all) > 0 {
+	p.mu.Unlock()
+	return p.grow()
+}
+
+// grow makes one more segment, which the caller holds; ErrNoSegment above the budget.
+func (p *Pool) grow() (*Segment, error) {
+	p.mu.Lock()
+	if p.mu.bytes+p.o.SegmentBytes > p.o.BudgetBytes && p.mu.bytes > 0 {
 		p.mu.Unlock()
 		return nil, ErrNoSegment
 	}
@@ -203,6 +210,30 @@ func (p *Pool) Get() (*Segment, error) {
 	}
 	p.mu.all[num] = seg
 	return seg, nil
+}
+
+// Prepare makes segments until free ones wait for writers, as far as the budget and the
+// disk allow, so that a writer need not wait for the making.
+func (p *Pool) Prepare(free int) error {
+	for {
+		st := p.Stats()
+		if st.Free >= free {
+			return nil
+		}
+		if p.o.Allow != nil {
+			if err := p.o.Allow(st.InUse + 1); err != nil {
+				return err
+			}
+		}
+		seg, err := p.grow()
+		if errors.Is(err, ErrNoSegment) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		seg.Release()
+	}
 }
 
 // create makes a segment file: temporary name, zeros, fsync, rename, fsync of the
