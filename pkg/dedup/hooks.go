@@ -9,6 +9,9 @@ type hookTable struct {
 	keys []uint64 // prefix; emptyHook where free
 	vals []uint32 // chunk number
 	n    int
+
+	budget int64  // bytes that the table may take; 0: no limit
+	thin   uint64 // hooks with one of these bits set are not kept: the budget was full
 }
 
 // emptyHook is never a sampled prefix: its low bits are not zero.
@@ -41,6 +44,9 @@ func (t *hookTable) get(prefix uint64) (chunk uint32, ok bool) {
 // put sets the chunk of a prefix, in place of the one before. alive tells whether a
 // chunk number is still in use.
 func (t *hookTable) put(prefix uint64, chunk uint32, alive func(uint32) bool) {
+	if prefix&t.thin != 0 {
+		return
+	}
 	if t.n*8 >= len(t.keys)*7 {
 		t.grow(alive)
 	}
@@ -60,24 +66,36 @@ func (t *hookTable) insert(prefix uint64, chunk uint32) {
 	t.keys[i], t.vals[i] = prefix, chunk
 }
 
+// grow makes room, first by leaving out what is gone; if the budget does not allow a
+// larger table, half of the hooks go: one in 64 stays, then one in 128.
 func (t *hookTable) grow(alive func(uint32) bool) {
-	live := 0
-	for i, k := range t.keys {
-		if k != emptyHook && alive(t.vals[i]) {
-			live++
-		}
-	}
 	old := *t
+	live := old.count(alive)
 	size := max(1024, live*7/4) // 4/7 full
-	*t = hookTable{keys: make([]uint64, size), vals: make([]uint32, size)}
+	for t.budget > 0 && int64(size)*12 > t.budget && size > 1024 {
+		old.thin = old.thin<<1 | (hookMask + 1)
+		size = max(1024, old.count(alive)*7/4)
+	}
+	*t = hookTable{keys: make([]uint64, size), vals: make([]uint32, size), budget: old.budget, thin: old.thin}
 	for i := range t.keys {
 		t.keys[i] = emptyHook
 	}
 	for i, k := range old.keys {
-		if k != emptyHook && alive(old.vals[i]) {
+		if k != emptyHook && k&old.thin == 0 && alive(old.vals[i]) {
 			t.insert(k, old.vals[i])
 		}
 	}
+}
+
+// count is how many entries are worth keeping.
+func (t *hookTable) count(alive func(uint32) bool) int {
+	n := 0
+	for i, k := range t.keys {
+		if k != emptyHook && k&t.thin == 0 && alive(t.vals[i]) {
+			n++
+		}
+	}
+	return n
 }
 
 // bytes is the memory in use.

@@ -33,6 +33,9 @@ type Options struct {
 	CacheBytes int64
 	// ListCache is how many fingerprint lists are cached, about 50 KiB each; 512.
 	ListCache int
+	// HookBytes bounds the table of hooks; 200 MiB, about a TiB of distinct data at one
+	// hook in 32 blocks. A full table keeps one in 64, and so on.
+	HookBytes int64
 	// Workers is how many groups are compressed at a time; the number of CPUs.
 	Workers int
 	// NoSpace is called without locks when an append finds the disk full: true means
@@ -59,6 +62,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.ListCache == 0 {
 		o.ListCache = 512
+	}
+	if o.HookBytes == 0 {
+		o.HookBytes = 200 << 20
 	}
 	if o.Workers <= 0 {
 		o.Workers = runtime.GOMAXPROCS(0)

@@ -35,6 +35,7 @@ func Open(dir *blob.Dir, o Options) (*Store, error) {
 		index: make(map[ChunkID]*chunk), files: make(map[FileNum]*file),
 		damage: make(map[Slot]Damage), damagedFPs: make(map[Fingerprint][]Slot),
 	}
+	s.hooks.budget = o.HookBytes
 	s.fronts, _ = lru.New[uint32, *front](max(1024, int(o.CacheBytes>>15)))
 	if err := s.load(); err != nil {
 		cs.close()

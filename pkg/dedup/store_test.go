@@ -606,3 +606,26 @@ func TestHookTable(t *testing.T) {
 		t.Errorf("%d bytes a hook", per)
 	}
 }
+
+// A full table keeps one fingerprint in 64, then fewer, and stays within its budget.
+func TestHookTableThins(t *testing.T) {
+	h := hookTable{budget: 100 << 10}
+	rng := rand.New(rand.NewPCG(4, 4))
+	var put []uint64
+	for i := range uint32(40000) {
+		p := rng.Uint64() &^ hookMask
+		put = append(put, p)
+		h.put(p, i, func(uint32) bool { return true })
+		if h.bytes() > h.budget {
+			t.Fatalf("%d bytes after %d hooks", h.bytes(), i)
+		}
+	}
+	if h.thin&(hookMask+1) == 0 {
+		t.Fatal("never thinned out")
+	}
+	for i, p := range put {
+		if got, ok := h.get(p); ok != (p&h.thin == 0) || ok && got != uint32(i) {
+			t.Fatal(p, got, ok)
+		}
+	}
+}
