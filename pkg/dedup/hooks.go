@@ -44,13 +44,12 @@ func (t *hookTable) get(prefix uint64) (chunk uint32, ok bool) {
 // put sets the chunk of a prefix, in place of the one before. alive tells whether a
 // chunk number is still in use.
 func (t *hookTable) put(prefix uint64, chunk uint32, alive func(uint32) bool) {
-	if prefix&t.thin != 0 {
-		return
-	}
 	if t.n*8 >= len(t.keys)*7 {
 		t.grow(alive)
 	}
-	t.insert(prefix, chunk)
+	if prefix&t.thin == 0 {
+		t.insert(prefix, chunk)
+	}
 }
 
 func (t *hookTable) insert(prefix uint64, chunk uint32) {
