@@ -162,7 +162,7 @@ func (s *Store) openJournal(readOnly bool) ([]journal.Recovered, error) {
 	}
 	pool, owned, bad, err := journal.OpenPool(s.fsys, dir, journal.PoolOptions{
 		Store: s.id, SegmentBytes: s.o.SegmentBytes, BudgetBytes: s.o.JournalBytes,
-		Allow: s.allowSegment, ReadOnly: readOnly,
+		Allow: s.allowSegment, Rand: s.o.Rand, ReadOnly: readOnly,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)

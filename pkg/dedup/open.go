@@ -179,11 +179,19 @@ func (s *Store) readFooter(ff *foundFile) error {
 // scan finds the whole chunks of a file without a footer. Behind one that is not
 // whole it goes on, and looks for the next head byte by byte: bytes in the midst of a
 // file that were good once may have gone bad.
+//
+// What such a search finds may be a volume's data made to look like a chunk. So from
+// there on a chunk's blocks must have the fingerprints that prove its ID (then it is
+// that chunk, whoever wrote it), and its commit number says nothing.
 func (s *Store) scan(ff *foundFile) {
 	at := int64(fileHeaderSize)
-	gap := false
+	gap, searched := false, false
 	for at < ff.Size {
 		c, hooks, err := readWhole(ff.blob, at, ff.Size)
+		if err == nil && searched {
+			err = s.verifyContent(ff.blob, at, &c.head)
+			c.head.commit = 0
+		}
 		if err == nil {
 			c.off = uint32(at)
 			for i := range hooks {
@@ -202,9 +210,12 @@ func (s *Store) scan(ff *foundFile) {
 			continue
 		}
 		gap = true
-		if c != nil { // its head is good, so its length is
+		if c != nil && !searched { // its head is good, so its length is
 			at += c.head.size()
-		} else if at = nextHead(ff.blob, at+1, ff.Size); at < 0 {
+			continue
+		}
+		searched = true
+		if at = nextHead(ff.blob, at+1, ff.Size); at < 0 {
 			return
 		}
 	}
@@ -250,6 +261,45 @@ func readWhole(r io.ReaderAt, at, size int64) (*footerChunk, []hook, error) {
 		c.have = &f.have
 	}
 	return c, hooksOf(t, 0), nil
+}
+
+// verifyContent tells whether the blocks of a whole chunk have the fingerprints in its
+// list.
+func (s *Store) verifyContent(r io.ReaderAt, at int64, h *chunkHead) error {
+	b := make([]byte, h.size()-headSize)
+	if _, err := r.ReadAt(b, at+headSize); err != nil {
+		return err
+	}
+	f, err := parseFront(*h, b[:h.front])
+	if err != nil {
+		return err
+	}
+	t, err := proveList(f, b[h.front:h.front+h.list])
+	if err != nil {
+		return err
+	}
+	payload := b[h.front+h.list:]
+	block := make([]byte, BlockSize<<h.shift)
+	for g, r := range f.groups {
+		if r.size == 0 {
+			continue
+		}
+		lo, hi, k := f.slotsIn(g)
+		content := block[:k*BlockSize]
+		if err := s.codecs.decompress(r.codec, content, payload[r.off:r.off+r.size]); err != nil {
+			return err
+		}
+		for slot := lo; slot < hi; slot++ {
+			if !f.have.has(slot) {
+				continue
+			}
+			if FingerprintOf(content[:BlockSize]) != t.fps[slot] {
+				return corrupt("content of slot %d", slot)
+			}
+			content = content[BlockSize:]
+		}
+	}
+	return nil
 }
 
 // hooksOf are the sampled fingerprints of a chunk that is number n in its file. Nodes

@@ -1,8 +1,10 @@
 package journal
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"path"
 	"sort"
 	"strconv"
@@ -27,6 +29,8 @@ type PoolOptions struct {
 	// Allow is called before a segment is handed out, with the number of segments
 	// that would then be in use. An error (a reserve that cannot be had) is passed on.
 	Allow func(inUse int) error
+	// Rand makes log numbers that no guest can guess; nil only with ReadOnly.
+	Rand io.Reader
 	// ReadOnly opens files for reading and makes none.
 	ReadOnly bool
 }
@@ -338,12 +342,19 @@ func (p *Pool) Stats() PoolStats {
 	return PoolStats{p.mu.bytes, len(p.mu.all) - len(p.mu.free), len(p.mu.free)}
 }
 
-// logNumber gives a number that no other log of this epoch has, of whatever volume.
+// logNumber gives a number that no other log of this epoch has, of whatever volume, and
+// that is higher than the ones before. Its low half is random: a recycled segment holds
+// what guests wrote, and one that could guess epoch and log number might write a page
+// that a recovery takes for the next record.
 func (p *Pool) logNumber() uint64 {
+	var random [4]byte
+	if _, err := io.ReadFull(p.o.Rand, random[:]); err != nil {
+		panic("journal: no randomness: " + err.Error())
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.mu.logs++
-	return p.mu.logs
+	return p.mu.logs<<32 | uint64(binary.LittleEndian.Uint32(random[:]))
 }
 
 // Shrink removes free segments until at most keep are left, and returns how many bytes went.
