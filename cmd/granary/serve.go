@@ -79,7 +79,7 @@ func (a *app) serve(ctx context.Context, o serveOptions) error {
 		}
 	}
 	if err := driver.CheckNodeID(o.nodeID); err != nil {
-		return usageError("%w: give --node-id", err)
+		return usageError("--node-id: %w", err)
 	}
 	if a.dataDir, err = filepath.Abs(a.dataDir); err != nil {
 		return err

@@ -25,8 +25,7 @@ func Listen(path string) (net.Listener, error) {
 	// wider mode than it ends up with.
 	tmp := path + ".new"
 	if len(tmp) > maxSocketPath {
-		return nil, fmt.Errorf("%w: socket path %s is too long: at most %d bytes",
-			blockstore.ErrInvalid, path, maxSocketPath-len(".new"))
+		return nil, fmt.Errorf("socket path %s is too long: at most %d bytes: %w", path, maxSocketPath-len(".new"), blockstore.ErrInvalid)
 	}
 	if err := removeStale(path); err != nil {
 		return nil, err
@@ -55,13 +54,13 @@ func removeStale(path string) error {
 	case err != nil:
 		return fmt.Errorf("listen on %s: %w", path, err)
 	case info.Mode().Type() != os.ModeSocket:
-		return fmt.Errorf("%w: %s is there already and is not a socket", blockstore.ErrInvalid, path)
+		return fmt.Errorf("%s is there already and is not a socket: %w", path, blockstore.ErrInvalid)
 	}
 	conn, err := net.DialTimeout("unix", path, 5*time.Second)
 	switch {
 	case err == nil:
 		_ = conn.Close()
-		return fmt.Errorf("%w: another process listens on %s", blockstore.ErrInUse, path)
+		return fmt.Errorf("another process listens on %s: %w", path, blockstore.ErrInUse)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return os.Remove(path)
 	}

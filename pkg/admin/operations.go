@@ -18,7 +18,7 @@ func (s *Server) volumeCreate(_ context.Context, req CreateVolume) (blockstore.V
 		Labels:      req.Labels,
 	}
 	if req.FromSnapshot != "" && req.FromVolume != "" {
-		return blockstore.VolumeInfo{}, fmt.Errorf("%w: a volume has one source: a snapshot or a volume", blockstore.ErrInvalid)
+		return blockstore.VolumeInfo{}, fmt.Errorf("a volume has one source: a snapshot or a volume: %w", blockstore.ErrInvalid)
 	}
 	if req.FromSnapshot != "" {
 		source, err := s.store.Snapshot(req.FromSnapshot)

@@ -164,7 +164,7 @@ func readRequest(body io.Reader, req any) error {
 	d := json.NewDecoder(io.LimitReader(body, 1<<20))
 	d.DisallowUnknownFields()
 	if err := d.Decode(req); err != nil {
-		return fmt.Errorf("%w: request: %v", blockstore.ErrInvalid, err)
+		return fmt.Errorf("request: %v: %w", err, blockstore.ErrInvalid)
 	}
 	return nil
 }

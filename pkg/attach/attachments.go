@@ -153,15 +153,14 @@ func (a *Attachments) find(id string) *attachment {
 // on it is running, ErrClosed after Shutdown has begun. The caller has to Unlock.
 func (a *Attachments) Lock(id string) (*Locked, error) {
 	if !a.locks.try(id) {
-		return nil, fmt.Errorf("%w: another operation on volume %s is running: try again when it has ended",
-			blockstore.ErrBusy, id)
+		return nil, fmt.Errorf("another operation on volume %s is running: try again when it has ended: %w", id, blockstore.ErrBusy)
 	}
 	a.mu.Lock()
 	closed := a.mu.closed
 	a.mu.Unlock()
 	if closed {
 		a.locks.release(id)
-		return nil, fmt.Errorf("%w: the daemon is stopping", blockstore.ErrClosed)
+		return nil, fmt.Errorf("the daemon is stopping: %w", blockstore.ErrClosed)
 	}
 	return &Locked{a: a, id: id}, nil
 }

@@ -150,7 +150,7 @@ func (l *Locked) Delete(context.Context) error {
 	if mounted, err := l.a.mounted(at); err == nil && len(mounted) > 0 {
 		where += " and mounted on " + strings.Join(mounted, ", ")
 	}
-	return fmt.Errorf("%w: volume %s is %s: detach it first", blockstore.ErrInUse, l.id, where)
+	return fmt.Errorf("volume %s is %s, detach it first: %w", l.id, where, blockstore.ErrInUse)
 }
 
 // Device tells where the volume is attached.
@@ -189,7 +189,7 @@ func (l *Locked) RemoveMount(target string) error {
 func (l *Locked) SetMounts(mounts []string) error {
 	at := l.a.find(l.id)
 	if at == nil {
-		return fmt.Errorf("%w: volume %s is not attached", blockstore.ErrInvalid, l.id)
+		return fmt.Errorf("volume %s is not attached: %w", l.id, blockstore.ErrInvalid)
 	}
 	record := blockstore.Attachment{Volume: l.id, Device: at.device.Path(), Mounts: mounts}
 	if err := l.a.store.PutAttachment(record); err != nil {
@@ -223,9 +223,17 @@ func (a *Attachments) mounted(at *attachment) ([]string, error) {
 func sentinel(err error) error {
 	switch {
 	case errors.Is(err, export.ErrInUse):
-		return fmt.Errorf("%w: %w", blockstore.ErrInUse, err)
+		return &knownError{err, blockstore.ErrInUse}
 	case errors.Is(err, export.ErrInvalid):
-		return fmt.Errorf("%w: %w", blockstore.ErrInvalid, err)
+		return &knownError{err, blockstore.ErrInvalid}
 	}
 	return err
 }
+
+// knownError is an error that answers to a sentinel as well; its text has all there is.
+type knownError struct {
+	err, sentinel error
+}
+
+func (e *knownError) Error() string   { return e.err.Error() }
+func (e *knownError) Unwrap() []error { return []error{e.sentinel, e.err} }

@@ -19,7 +19,7 @@ type access struct {
 // parseCapability refuses what is missing or not offered: ErrInvalid.
 func parseCapability(c *csi.VolumeCapability) (access, error) {
 	if c == nil {
-		return access{}, fmt.Errorf("%w: the volume capability is missing", blockstore.ErrInvalid)
+		return access{}, fmt.Errorf("the volume capability is missing: %w", blockstore.ErrInvalid)
 	}
 	var a access
 	switch mode := c.GetAccessMode().GetMode(); mode {
@@ -27,8 +27,7 @@ func parseCapability(c *csi.VolumeCapability) (access, error) {
 	case csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY:
 		a.readOnly = true
 	default:
-		return a, fmt.Errorf("%w: access mode %s: a volume is on one node: SINGLE_NODE_WRITER and SINGLE_NODE_READER_ONLY are offered",
-			blockstore.ErrInvalid, mode)
+		return a, fmt.Errorf("access mode %s: a volume is on one node: SINGLE_NODE_WRITER and SINGLE_NODE_READER_ONLY are offered: %w", mode, blockstore.ErrInvalid)
 	}
 	switch {
 	case c.GetBlock() != nil:
@@ -45,22 +44,22 @@ func parseCapability(c *csi.VolumeCapability) (access, error) {
 			}
 		}
 		if m.GetVolumeMountGroup() != "" {
-			return a, fmt.Errorf("%w: a volume mount group is not offered", blockstore.ErrInvalid)
+			return a, fmt.Errorf("a volume mount group is not offered: %w", blockstore.ErrInvalid)
 		}
 	default:
-		return a, fmt.Errorf("%w: the access type is missing: mount or block", blockstore.ErrInvalid)
+		return a, fmt.Errorf("the access type is missing: mount or block: %w", blockstore.ErrInvalid)
 	}
 	return a, nil
 }
 
 // errReadOnlyBlock: a read-only bind mount of a device node would not keep anybody
 // from writing, so nothing claims that it does.
-var errReadOnlyBlock = fmt.Errorf("%w: read-only raw block volumes are not offered", blockstore.ErrInvalid)
+var errReadOnlyBlock = fmt.Errorf("read-only raw block volumes are not offered: %w", blockstore.ErrInvalid)
 
 // parseCapabilities wants at least one, all of them offered.
 func parseCapabilities(cs []*csi.VolumeCapability) error {
 	if len(cs) == 0 {
-		return fmt.Errorf("%w: the volume capabilities are missing", blockstore.ErrInvalid)
+		return fmt.Errorf("the volume capabilities are missing: %w", blockstore.ErrInvalid)
 	}
 	for _, c := range cs {
 		if _, err := parseCapability(c); err != nil {
@@ -77,11 +76,11 @@ func parseRange(r *csi.CapacityRange) (sizeRange, error) {
 	s := sizeRange{r.GetRequiredBytes(), r.GetLimitBytes()}
 	switch {
 	case s.required < 0 || s.limit < 0:
-		return s, fmt.Errorf("%w: a negative size", blockstore.ErrInvalid)
+		return s, fmt.Errorf("a negative size: %w", blockstore.ErrInvalid)
 	case s.limit > 0 && s.limit < s.required:
-		return s, fmt.Errorf("%w: the limit of %d bytes is below the %d required", blockstore.ErrInvalid, s.limit, s.required)
+		return s, fmt.Errorf("the limit of %d bytes is below the %d required: %w", s.limit, s.required, blockstore.ErrInvalid)
 	case s.required > blockstore.MaxVolumeSize:
-		return s, fmt.Errorf("%w: %d bytes: a volume has at most %d", blockstore.ErrRange, s.required, int64(blockstore.MaxVolumeSize))
+		return s, fmt.Errorf("%d bytes: a volume has at most %d: %w", s.required, int64(blockstore.MaxVolumeSize), blockstore.ErrRange)
 	}
 	return s, nil
 }
@@ -105,10 +104,9 @@ func (s sizeRange) pick(preferred int64) (int64, error) {
 func (s sizeRange) fits(size int64) error {
 	switch {
 	case size < s.required:
-		return fmt.Errorf("%w: %d bytes are less than the %d required", blockstore.ErrRange, size, s.required)
+		return fmt.Errorf("%d bytes are less than the %d required: %w", size, s.required, blockstore.ErrRange)
 	case s.limit > 0 && size > s.limit:
-		return fmt.Errorf("%w: %d bytes are more than the limit of %d (sizes are multiples of %d)",
-			blockstore.ErrRange, size, s.limit, blockstore.SizeStep)
+		return fmt.Errorf("%d bytes are more than the limit of %d (sizes are multiples of %d): %w", size, s.limit, blockstore.SizeStep, blockstore.ErrRange)
 	}
 	return nil
 }

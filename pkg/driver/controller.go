@@ -52,13 +52,13 @@ func (d *Driver) CreateVolume(_ context.Context, req *csi.CreateVolumeRequest) (
 // parseCreateVolume leaves the size open: it depends on the source.
 func (d *Driver) parseCreateVolume(req *csi.CreateVolumeRequest) (spec blockstore.VolumeSpec, sizes sizeRange, err error) {
 	if req.GetName() == "" {
-		return spec, sizes, fmt.Errorf("%w: the name is missing", blockstore.ErrInvalid)
+		return spec, sizes, fmt.Errorf("the name is missing: %w", blockstore.ErrInvalid)
 	}
 	if err := parseCapabilities(req.GetVolumeCapabilities()); err != nil {
 		return spec, sizes, err
 	}
 	if len(req.GetMutableParameters()) > 0 {
-		return spec, sizes, fmt.Errorf("%w: mutable parameters are not offered", blockstore.ErrInvalid)
+		return spec, sizes, fmt.Errorf("mutable parameters are not offered: %w", blockstore.ErrInvalid)
 	}
 	params, err := parseVolumeParameters(req.GetParameters())
 	if err != nil {
@@ -92,7 +92,7 @@ func (d *Driver) parseSource(source *csi.VolumeContentSource, spec *blockstore.V
 	case source.GetVolume() != nil:
 		spec.FromVolume, err = d.volumeID(source.GetVolume().GetVolumeId())
 	default:
-		err = fmt.Errorf("%w: neither a snapshot nor a volume", blockstore.ErrInvalid)
+		err = fmt.Errorf("neither a snapshot nor a volume: %w", blockstore.ErrInvalid)
 	}
 	return sourceError(err)
 }
@@ -102,7 +102,7 @@ func sourceError(err error) error {
 		return nil
 	}
 	if errors.Is(err, errForeign) {
-		return fmt.Errorf("%w: source: %w", errElsewhere, err)
+		return fmt.Errorf("source: %w: %w", err, errElsewhere)
 	}
 	return fmt.Errorf("source: %w", err)
 }
@@ -117,7 +117,7 @@ func (d *Driver) checkTopology(r *csi.TopologyRequirement) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w: a volume made here is accessible on node %s only", errElsewhere, d.o.NodeID)
+	return fmt.Errorf("a volume made here is accessible on node %s only: %w", d.o.NodeID, errElsewhere)
 }
 
 // here tells whether a topology includes this node.
@@ -137,7 +137,7 @@ func (d *Driver) createVolume(spec blockstore.VolumeSpec, sizes sizeRange) (bloc
 		return info, err
 	default:
 		if why := differs(info, spec, sizes); why != "" {
-			return info, fmt.Errorf("%w: volume %q: %s", blockstore.ErrExists, spec.Name, why)
+			return info, fmt.Errorf("volume %q: %s: %w", spec.Name, why, blockstore.ErrExists)
 		}
 		return info, nil
 	}
@@ -150,7 +150,7 @@ func (d *Driver) createVolume(spec blockstore.VolumeSpec, sizes sizeRange) (bloc
 	}
 	info, err = d.store.CreateVolume(spec)
 	if errors.Is(err, blockstore.ErrExists) {
-		return info, fmt.Errorf("%w: volume %q is being made by another call: try again", blockstore.ErrBusy, spec.Name)
+		return info, fmt.Errorf("volume %q is being made by another call: try again: %w", spec.Name, blockstore.ErrBusy)
 	}
 	return info, err
 }
@@ -304,7 +304,7 @@ func (d *Driver) ControllerExpandVolume(_ context.Context, req *csi.ControllerEx
 		return nil, err
 	}
 	if req.GetCapacityRange() == nil {
-		return nil, fmt.Errorf("%w: the capacity range is missing", blockstore.ErrInvalid)
+		return nil, fmt.Errorf("the capacity range is missing: %w", blockstore.ErrInvalid)
 	}
 	sizes, err := parseRange(req.GetCapacityRange())
 	if err != nil {
@@ -333,13 +333,13 @@ func (d *Driver) ControllerExpandVolume(_ context.Context, req *csi.ControllerEx
 // entry of the page before, so it stays good when entries come and go.
 func paginate[T any](all []T, key func(T) string, token string, entries int32) (page []T, next string, err error) {
 	if entries < 0 {
-		return nil, "", fmt.Errorf("%w: max entries %d is negative", blockstore.ErrInvalid, entries)
+		return nil, "", fmt.Errorf("max entries %d is negative: %w", entries, blockstore.ErrInvalid)
 	}
 	start := 0
 	if token != "" {
 		last, err := strconv.Unquote(token)
 		if err != nil || !strings.HasPrefix(token, `"`) {
-			return nil, "", fmt.Errorf("%w: %q", errToken, token)
+			return nil, "", fmt.Errorf("%q: %w", token, errToken)
 		}
 		for start < len(all) && key(all[start]) <= last {
 			start++

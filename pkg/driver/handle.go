@@ -34,8 +34,7 @@ var (
 func ParseHandle(s string) (Handle, error) {
 	m := handlePattern.FindStringSubmatch(s)
 	if m == nil || len(m[3]) > maxNodeID {
-		return Handle{}, fmt.Errorf("%w: %q is not a Granary handle (<store>.<volume or snapshot ID>.<node>)",
-			blockstore.ErrInvalid, s)
+		return Handle{}, fmt.Errorf("%q is not a Granary handle (<store>.<volume or snapshot ID>.<node>): %w", s, blockstore.ErrInvalid)
 	}
 	return Handle{Store: m[1], ID: m[2], Node: m[3]}, nil
 }
@@ -49,8 +48,7 @@ func (h Handle) IsVolume() bool { return strings.HasPrefix(h.ID, "v-") }
 // CheckNodeID tells whether a node can be called so; ErrInvalid.
 func CheckNodeID(id string) error {
 	if len(id) > maxNodeID || !nodeIDPattern.MatchString(id) {
-		return fmt.Errorf("%w: node ID %q: at most %d letters, digits, '-', '_' and '.', a letter or digit first and last",
-			blockstore.ErrInvalid, id, maxNodeID)
+		return fmt.Errorf("node ID %q: at most %d letters, digits, '-', '_' and '.', a letter or digit first and last: %w", id, maxNodeID, blockstore.ErrInvalid)
 	}
 	return nil
 }
@@ -72,18 +70,18 @@ func (d *Driver) snapshotID(handle string) (string, error) {
 
 func (d *Driver) parse(what, handle string, volume bool) (string, error) {
 	if handle == "" {
-		return "", fmt.Errorf("%w: the %s ID is missing", blockstore.ErrInvalid, what)
+		return "", fmt.Errorf("the %s ID is missing: %w", what, blockstore.ErrInvalid)
 	}
 	h, err := ParseHandle(handle)
 	switch {
 	case err != nil || h.IsVolume() != volume:
-		return "", fmt.Errorf("%w: %q is not the ID of a Granary %s", blockstore.ErrNotFound, handle, what)
+		return "", fmt.Errorf("%q is not the ID of a Granary %s: %w", handle, what, blockstore.ErrNotFound)
 	case h.Node != d.o.NodeID:
-		return "", fmt.Errorf("%w: %w: %s %s is on node %s, this is node %s",
-			blockstore.ErrNotFound, errForeign, what, h.ID, h.Node, d.o.NodeID)
+		return "", fmt.Errorf("%s %s is on node %s, this is node %s: %w: %w",
+			what, h.ID, h.Node, d.o.NodeID, errForeign, blockstore.ErrNotFound)
 	case h.Store != d.storeID:
-		return "", fmt.Errorf("%w: %w: %s %s is in store %s, this node's store is %s: was its data directory replaced?",
-			blockstore.ErrNotFound, errForeign, what, h.ID, h.Store, d.storeID)
+		return "", fmt.Errorf("%s %s is in store %s, this node's store is %s (was its data directory replaced?): %w: %w",
+			what, h.ID, h.Store, d.storeID, errForeign, blockstore.ErrNotFound)
 	}
 	return h.ID, nil
 }

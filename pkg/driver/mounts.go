@@ -17,9 +17,9 @@ import (
 func checkPath(what, path string) error {
 	switch {
 	case path == "":
-		return fmt.Errorf("%w: the %s is missing", blockstore.ErrInvalid, what)
+		return fmt.Errorf("the %s is missing: %w", what, blockstore.ErrInvalid)
 	case !filepath.IsAbs(path):
-		return fmt.Errorf("%w: the %s %q is not absolute", blockstore.ErrInvalid, what, path)
+		return fmt.Errorf("the %s %q is not absolute: %w", what, path, blockstore.ErrInvalid)
 	}
 	return nil
 }
@@ -102,7 +102,7 @@ func (d *Driver) unmount(volume *attach.Locked, target string) error {
 			break
 		}
 		if !attached || !isFilesystemOf(m, device) && !isNodeOf(m, device) {
-			return fmt.Errorf("%w: on %s something else is mounted (%s), not this volume", errState, target, m.Device)
+			return fmt.Errorf("on %s something else is mounted (%s), not this volume: %w", target, m.Device, errState)
 		}
 		if err := d.host.Unmount(target); err != nil {
 			return err

@@ -72,7 +72,7 @@ func (d *Driver) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRe
 // parseTarget checks what stage and publish have in common.
 func (d *Driver) parseTarget(handle, what, path string, c *csi.VolumeCapability) (access, error) {
 	if handle == "" {
-		return access{}, fmt.Errorf("%w: the volume ID is missing", blockstore.ErrInvalid)
+		return access{}, fmt.Errorf("the volume ID is missing: %w", blockstore.ErrInvalid)
 	}
 	if err := checkPath(what, path); err != nil {
 		return access{}, err
@@ -84,7 +84,7 @@ func (d *Driver) parseTarget(handle, what, path string, c *csi.VolumeCapability)
 // is refused while the volume is still published.
 func (d *Driver) NodeUnstageVolume(ctx context.Context, req *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
 	if req.GetVolumeId() == "" {
-		return nil, fmt.Errorf("%w: the volume ID is missing", blockstore.ErrInvalid)
+		return nil, fmt.Errorf("the volume ID is missing: %w", blockstore.ErrInvalid)
 	}
 	if err := checkPath("staging target path", req.GetStagingTargetPath()); err != nil {
 		return nil, err
@@ -104,7 +104,7 @@ func (d *Driver) NodeUnstageVolume(ctx context.Context, req *csi.NodeUnstageVolu
 // size, and a mounted filesystem with it.
 func (d *Driver) NodeExpandVolume(ctx context.Context, req *csi.NodeExpandVolumeRequest) (*csi.NodeExpandVolumeResponse, error) {
 	if req.GetVolumeId() == "" {
-		return nil, fmt.Errorf("%w: the volume ID is missing", blockstore.ErrInvalid)
+		return nil, fmt.Errorf("the volume ID is missing: %w", blockstore.ErrInvalid)
 	}
 	if err := checkPath("volume path", req.GetVolumePath()); err != nil {
 		return nil, err
@@ -120,7 +120,7 @@ func (d *Driver) NodeExpandVolume(ctx context.Context, req *csi.NodeExpandVolume
 	defer volume.Unlock()
 	device, ok := volume.Device()
 	if !ok {
-		return nil, fmt.Errorf("%w: volume %s is not staged here", errState, info.ID)
+		return nil, fmt.Errorf("volume %s is not staged here: %w", info.ID, errState)
 	}
 	size := max(info.SizeBytes, roundUp(sizes.required))
 	if err := sizes.fits(size); err != nil {
@@ -159,7 +159,7 @@ func (d *Driver) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolumeSta
 	path := resolve(req.GetVolumePath())
 	device, ok := d.attached.Device(id)
 	if !ok {
-		return nil, fmt.Errorf("%w: volume %s is not attached here", blockstore.ErrNotFound, id)
+		return nil, fmt.Errorf("volume %s is not attached here: %w", id, blockstore.ErrNotFound)
 	}
 	m, err := d.topmost(path)
 	if err != nil {
@@ -167,7 +167,7 @@ func (d *Driver) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolumeSta
 	}
 	switch {
 	case m == nil:
-		return nil, fmt.Errorf("%w: volume %s is not mounted on %s", blockstore.ErrNotFound, id, path)
+		return nil, fmt.Errorf("volume %s is not mounted on %s: %w", id, path, blockstore.ErrNotFound)
 	case isFilesystemOf(m, device):
 		return d.filesystemStats(path)
 	case isNodeOf(m, device):
@@ -175,7 +175,7 @@ func (d *Driver) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolumeSta
 			{Unit: csi.VolumeUsage_BYTES, Total: info.SizeBytes},
 		}}, nil
 	}
-	return nil, fmt.Errorf("%w: on %s something else is mounted (%s)", blockstore.ErrNotFound, path, m.Device)
+	return nil, fmt.Errorf("on %s something else is mounted (%s): %w", path, m.Device, blockstore.ErrNotFound)
 }
 
 func (d *Driver) filesystemStats(path string) (*csi.NodeGetVolumeStatsResponse, error) {

@@ -52,7 +52,7 @@ func parseVolumeParameters(params map[string]string) (volumeParameters, error) {
 		case strings.HasPrefix(key, sidecarPrefix):
 			p.labels[key] = value
 		default:
-			err = fmt.Errorf("%w: not known; allowed are %s", blockstore.ErrInvalid, allowedParameters)
+			err = fmt.Errorf("not known; allowed are %s: %w", allowedParameters, blockstore.ErrInvalid)
 		}
 		if err != nil {
 			return p, fmt.Errorf("parameter %s: %w", key, err)
@@ -80,7 +80,7 @@ func oneOf(value string, allowed ...string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w: %q; allowed is %s", blockstore.ErrInvalid, value, strings.Join(allowed, ", "))
+	return fmt.Errorf("%q; allowed is %s: %w", value, strings.Join(allowed, ", "), blockstore.ErrInvalid)
 }
 
 const defaultFSType = "ext4"

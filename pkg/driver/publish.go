@@ -33,7 +33,7 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 	defer volume.Unlock()
 	device, ok := volume.Device()
 	if !ok {
-		return nil, fmt.Errorf("%w: volume %s is not staged: NodeStageVolume comes first", errState, info.ID)
+		return nil, fmt.Errorf("volume %s is not staged: NodeStageVolume comes first: %w", info.ID, errState)
 	}
 	p := publish{
 		d: d, volume: volume, device: device,
@@ -62,7 +62,7 @@ func (p *publish) run(ctx context.Context) error {
 			return err
 		}
 		if m == nil || !isFilesystemOf(m, p.device) {
-			return fmt.Errorf("%w: nothing is staged on %s: NodeStageVolume comes first", errState, p.staging)
+			return fmt.Errorf("nothing is staged on %s: NodeStageVolume comes first: %w", p.staging, errState)
 		}
 		source = p.staging
 		readOnly = readOnly || slices.Contains(m.Options, "ro") // by the class's mount options
@@ -97,9 +97,9 @@ func (p *publish) done(readOnly bool) (bool, error) {
 	}
 	switch {
 	case !same:
-		return false, fmt.Errorf("%w: on %s something else is mounted (%s)", blockstore.ErrExists, p.target, m.Device)
+		return false, fmt.Errorf("on %s something else is mounted (%s): %w", p.target, m.Device, blockstore.ErrExists)
 	case slices.Contains(m.Options, "ro") != readOnly:
-		return false, fmt.Errorf("%w: published on %s already, with another read-only setting", blockstore.ErrExists, p.target)
+		return false, fmt.Errorf("published on %s already, with another read-only setting: %w", p.target, blockstore.ErrExists)
 	}
 	return true, nil
 }
@@ -107,7 +107,7 @@ func (p *publish) done(readOnly bool) (bool, error) {
 // NodeUnpublishVolume implements csi.NodeServer: the target is unmounted and removed.
 func (d *Driver) NodeUnpublishVolume(_ context.Context, req *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
 	if req.GetVolumeId() == "" {
-		return nil, fmt.Errorf("%w: the volume ID is missing", blockstore.ErrInvalid)
+		return nil, fmt.Errorf("the volume ID is missing: %w", blockstore.ErrInvalid)
 	}
 	if err := checkPath("target path", req.GetTargetPath()); err != nil {
 		return nil, err

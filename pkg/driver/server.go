@@ -68,7 +68,7 @@ func New(store Store, attached *attach.Attachments, host export.Host, o Options)
 	}
 	id := store.ID()
 	if len(id) < 16 {
-		return nil, fmt.Errorf("%w: store ID %q is shorter than 16 digits", blockstore.ErrInvalid, id)
+		return nil, fmt.Errorf("store ID %q is shorter than 16 digits: %w", id, blockstore.ErrInvalid)
 	}
 	d := &Driver{store: store, storeID: id[:16], attached: attached, host: host, o: o, log: o.Logger}
 	d.grpc = grpc.NewServer(grpc.UnaryInterceptor(d.intercept))

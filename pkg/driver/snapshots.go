@@ -15,7 +15,7 @@ import (
 // when it answers; ready_to_use follows when it is folded.
 func (d *Driver) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequest) (*csi.CreateSnapshotResponse, error) {
 	if req.GetName() == "" {
-		return nil, fmt.Errorf("%w: the name is missing", blockstore.ErrInvalid)
+		return nil, fmt.Errorf("the name is missing: %w", blockstore.ErrInvalid)
 	}
 	volume, err := d.volumeID(req.GetSourceVolumeId())
 	if err != nil {
@@ -41,13 +41,13 @@ func (d *Driver) createSnapshot(ctx context.Context, volume, name string, labels
 	case err != nil:
 		return info, err
 	case info.VolumeID != volume:
-		return info, fmt.Errorf("%w: snapshot %q is of volume %s, not %s", blockstore.ErrExists, name, info.VolumeID, volume)
+		return info, fmt.Errorf("snapshot %q is of volume %s, not %s: %w", name, info.VolumeID, volume, blockstore.ErrExists)
 	default:
 		return info, nil
 	}
 	info, err = d.store.CreateSnapshot(ctx, volume, name, labels)
 	if errors.Is(err, blockstore.ErrExists) {
-		return info, fmt.Errorf("%w: snapshot %q is being taken by another call: try again", blockstore.ErrBusy, name)
+		return info, fmt.Errorf("snapshot %q is being taken by another call: try again: %w", name, blockstore.ErrBusy)
 	}
 	return info, err
 }

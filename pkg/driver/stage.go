@@ -38,8 +38,7 @@ func (s *stage) block(ctx context.Context) error {
 	}
 	mounts, err := s.d.mountsOf(device)
 	if err == nil && len(mounts) > 0 {
-		err = fmt.Errorf("%w: volume %s is staged with a filesystem on %s, not as a raw block device",
-			blockstore.ErrExists, s.info.ID, mounts[0].Target)
+		err = fmt.Errorf("volume %s is staged with a filesystem on %s, not as a raw block device: %w", s.info.ID, mounts[0].Target, blockstore.ErrExists)
 	}
 	return err
 }
@@ -84,8 +83,7 @@ func (s *stage) fsType() (string, error) {
 	asked, there := s.access.fsType, s.info.FSType
 	switch {
 	case asked != "" && there != "" && asked != there:
-		return "", fmt.Errorf("%w: volume %s has an %s filesystem, the request wants %s",
-			blockstore.ErrInvalid, s.info.ID, there, asked)
+		return "", fmt.Errorf("volume %s has an %s filesystem, the request wants %s: %w", s.info.ID, there, asked, blockstore.ErrInvalid)
 	case there != "":
 		return there, nil
 	case asked != "":
@@ -105,10 +103,9 @@ func (s *stage) mounted(fsType string) (bool, error) {
 	device, ok := s.volume.Device()
 	switch {
 	case !ok || !isFilesystemOf(m, device):
-		return false, fmt.Errorf("%w: on %s something else is mounted (%s)", blockstore.ErrExists, s.target, m.Device)
+		return false, fmt.Errorf("on %s something else is mounted (%s): %w", s.target, m.Device, blockstore.ErrExists)
 	case m.FSType != fsType:
-		return false, fmt.Errorf("%w: volume %s is mounted on %s as %s, not %s",
-			blockstore.ErrExists, s.info.ID, s.target, m.FSType, fsType)
+		return false, fmt.Errorf("volume %s is mounted on %s as %s, not %s: %w", s.info.ID, s.target, m.FSType, fsType, blockstore.ErrExists)
 	}
 	return true, nil
 }

@@ -22,7 +22,7 @@ type Options struct {
 	Name          string // the volume's ID: at most 200 bytes, no slash, no control characters
 	SectorBytes   int    // logical block size: 512 (default) or 4096
 	ReadOnly      bool
-	Readers       int      // goroutines that take requests from the kernel; default 2
+	Readers       int      // goroutines that stay to read requests after a burst; default 2
 	MaxBackground int      // reads and writes the kernel may have under way; default 128
 	Buffers       *Buffers // shared between devices; default: a small pool of its own
 	Logger        *slog.Logger

@@ -21,7 +21,7 @@ const spareReaders = 32
 type FUSEOptions struct {
 	Name          string // name of the file
 	ReadOnly      bool
-	Readers       int      // goroutines kept to read requests; default 2
+	Readers       int      // goroutines that stay to read requests after a burst; default 2
 	MaxBackground int      // asynchronous reads and writes under way, at most 32768; default 128
 	Buffers       *Buffers // needed; one is taken per reader
 	// Resume is the session of a server that is gone. The connection is then
@@ -119,10 +119,8 @@ func (f *FUSE) Serve() error {
 			return err
 		}
 	}
-	for range f.o.Readers {
-		if err := f.addReader(); err != nil {
-			return fmt.Errorf("request buffer: %w", err)
-		}
+	if err := f.addReader(); err != nil { // it adds others by need
+		return err
 	}
 	f.running.Wait()
 	f.mu.Lock()
