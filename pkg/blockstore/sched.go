@@ -69,6 +69,17 @@ func (c *scheduler) markSoon(v *Volume) {
 	}
 }
 
+// syncSoon starts a sync of the volume's journal, so that writers need not wait for one
+// when too much of it is in memory.
+func (c *scheduler) syncSoon(v *Volume) {
+	if c.running.Load() && v.syncing.CompareAndSwap(false, true) {
+		go func() {
+			defer v.syncing.Store(false)
+			v.syncJournal() // a failure shows in the volume's state
+		}()
+	}
+}
+
 // Run folds, collects and records damage in the background until ctx ends, and returns
 // when all of it has ended. Call it once.
 func (s *Store) Run(ctx context.Context) {
@@ -110,7 +121,7 @@ func (s *Store) foldLoop(ctx context.Context) {
 }
 
 // spareSegments wait for writers while a volume is open.
-const spareSegments = 2
+const spareSegments = 4
 
 // prepareLoop makes journal segments ahead of the writers.
 func (s *Store) prepareLoop(ctx context.Context) {

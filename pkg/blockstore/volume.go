@@ -27,6 +27,7 @@ type Volume struct {
 
 	size    atomic.Int64 // bytes; grows only
 	marking atomic.Bool  // a markStep is scheduled
+	syncing atomic.Bool  // a sync is on its way because memory fills
 
 	foldMu sync.Mutex // one fold at a time
 	syncMu sync.Mutex // one sync of the journal at a time
@@ -293,6 +294,9 @@ func (v *Volume) append(op *append1) {
 			v.mu.memory += int64(len(first.body))
 		}
 		first.body = nil
+		if v.mu.memory > v.store.o.UnsyncedBytes/2 {
+			v.store.sched.syncSoon(v)
+		}
 		if first.wait != nil {
 			close(first.wait)
 		}
