@@ -64,7 +64,6 @@ func TestRefusals(t *testing.T) {
 	e.fails([]string{"snapshot", "rm", "nowhere"}, "not found")
 	e.fails([]string{"snapshot", "create", "nowhere", "x"}, "not found")
 	e.fails([]string{"snapshot", "create", "vol", "snap"}, "exists")
-	e.fails([]string{"volume", "shrink", "vol"}, "shrink")
 	e.fails([]string{"stats", "--no-such-flag"}, "no-such-flag")
 
 	// A device that somebody has open is not taken away.
@@ -86,12 +85,12 @@ func TestRefusals(t *testing.T) {
 func TestOneDaemon(t *testing.T) {
 	e := newEnv(t, time.Minute)
 	other := e.dir + "/other.sock"
-	_, err := rig.Run(e.ctx, 20*time.Second, binary, "serve", "--endpoint", "unix://"+other, "--data-dir", e.daemon.DataDir())
+	_, err := rig.Run(e.ctx, 20*time.Second, plainBinary, "serve", "--endpoint", "unix://"+other, "--data-dir", e.daemon.DataDir())
 	var failed *rig.CommandError
 	if !errors.As(err, &failed) || !strings.Contains(failed.Stderr, "lock") {
 		t.Errorf("a second daemon on one store: %v, want a refusal that speaks of the lock", err)
 	}
-	if _, err := rig.Run(e.ctx, 0, binary, "dump", "/dev/null"); !errors.As(err, &failed) {
+	if _, err := rig.Run(e.ctx, 0, plainBinary, "dump", "/dev/null"); !errors.As(err, &failed) {
 		t.Errorf("dump of an empty file: %v, want a failure", err)
 	}
 }

@@ -14,8 +14,10 @@ import (
 	"github.com/k8ns/granary/test/rig"
 )
 
-// binary is the granary binary under test, built once.
-var binary string
+// The granary binaries under test, built once: the plain one runs all commands, and
+// the daemons of tests whose point is data or volume; the other one has the race
+// detector, if that can be had, and runs the daemons of all other tests.
+var plainBinary, raceBinary string
 
 // notReady says why the tests cannot run here, or is nil.
 var notReady error
@@ -28,7 +30,8 @@ func runTests(m *testing.M) int {
 	if notReady = rig.Ready(); notReady != nil {
 		return m.Run()
 	}
-	if binary = os.Getenv("GRANARY_DEVICE_BINARY"); binary != "" {
+	if given := os.Getenv("GRANARY_DEVICE_BINARY"); given != "" {
+		plainBinary, raceBinary = given, given
 		return m.Run()
 	}
 	dir, err := os.MkdirTemp("", "granary-device-")
@@ -37,20 +40,29 @@ func runTests(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "granary")
-	if err := build(binary, os.Getenv("GRANARY_DEVICE_RACE") != "0"); err != nil {
+	if err := build(dir); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return m.Run()
 }
 
-// build builds the binary under test, with the race detector if that can be had.
-func build(to string, race bool) error {
-	args := []string{"build", "-tags", "grpcnotrace", "-buildvcs=false", "-o", to}
-	if _, err := exec.LookPath("gcc"); err == nil && race {
-		args = append(args, "-race")
+// build builds the binaries under test.
+func build(dir string) error {
+	plainBinary = filepath.Join(dir, "granary")
+	raceBinary = plainBinary
+	if err := goBuild(plainBinary); err != nil {
+		return err
 	}
+	if _, err := exec.LookPath("gcc"); err != nil || os.Getenv("GRANARY_DEVICE_RACE") == "0" {
+		return nil
+	}
+	raceBinary = filepath.Join(dir, "granary-race")
+	return goBuild(raceBinary, "-race")
+}
+
+func goBuild(to string, more ...string) error {
+	args := append([]string{"build", "-tags", "grpcnotrace", "-buildvcs=false", "-o", to}, more...)
 	cmd := exec.Command("go", append(args, "github.com/k8ns/granary/cmd/granary")...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
@@ -69,8 +81,20 @@ type env struct {
 	mounted []string
 }
 
-// newEnv starts a daemon for a test that must be over after the limit.
+// newEnv starts a daemon for a test that must be over after the limit. It has the race
+// detector.
 func newEnv(t *testing.T, limit time.Duration, serveArgs ...string) *env {
+	t.Helper()
+	return newEnvWith(t, raceBinary, limit, serveArgs...)
+}
+
+// newFastEnv is newEnv without the race detector.
+func newFastEnv(t *testing.T, limit time.Duration, serveArgs ...string) *env {
+	t.Helper()
+	return newEnvWith(t, plainBinary, limit, serveArgs...)
+}
+
+func newEnvWith(t *testing.T, binary string, limit time.Duration, serveArgs ...string) *env {
 	t.Helper()
 	if notReady != nil {
 		if os.Getenv("GRANARY_DEVICE_TESTS") == "require" {
@@ -89,6 +113,7 @@ func newEnv(t *testing.T, limit time.Duration, serveArgs ...string) *env {
 		t.Fatal(err)
 	}
 	e.daemon = rig.NewDaemon(binary, e.dir, e.cleanup, serveArgs...)
+	e.daemon.CLI = plainBinary
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	e.ctx = ctx
 	t.Cleanup(cancel)

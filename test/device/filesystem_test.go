@@ -49,7 +49,7 @@ const fsSize = "512MiB"
 // detaching, after a restart of the daemon, and in a clone of a clone.
 func TestFilesystemKeepsFiles(t *testing.T) {
 	eachFS(t, func(t *testing.T, kind string) {
-		e := newEnv(t, 2*time.Minute)
+		e := newFastEnv(t, 2*time.Minute)
 		e.create("fs", fsSize)
 		device := e.attach("fs")
 		e.mkfs(kind, device)
@@ -78,7 +78,7 @@ func TestFilesystemKeepsFiles(t *testing.T) {
 // by the volume, and by the store after a collection.
 func TestTrimGivesHoles(t *testing.T) {
 	eachFS(t, func(t *testing.T, kind string) {
-		e := newEnv(t, 2*time.Minute)
+		e := newFastEnv(t, 2*time.Minute)
 		e.create("fs", fsSize)
 		device := e.attach("fs")
 		e.mkfs(kind, device)
@@ -110,7 +110,7 @@ func TestTrimGivesHoles(t *testing.T) {
 		e.run("fstrim", dir)
 		e.unmount(dir)
 		e.detach("fs")
-		if after := e.logical("fs"); after > empty+e.sample().Bytes()/10 {
+		if after := e.logical("fs"); after > empty+e.sample().Bytes()/4 { // the file system's own journal stays
 			t.Errorf("%d bytes in use after fstrim, %d when it was new, %d when full", after, empty, full)
 		}
 		e.do("collect", "--wait")

@@ -18,7 +18,7 @@ import (
 // TestLargestVolume formats 64 TiB and keeps a few files there.
 func TestLargestVolume(t *testing.T) {
 	eachFS(t, func(t *testing.T, kind string) {
-		e := newEnv(t, 3*time.Minute)
+		e := newFastEnv(t, 3*time.Minute)
 		e.create("huge", "64TiB")
 		device := e.attach("huge")
 		if got, err := rig.DeviceSize(device); err != nil || got != 64<<40 {
@@ -102,8 +102,9 @@ func (e *env) wantDevice(volume string, want []byte) {
 func TestTermWhileAttached(t *testing.T) {
 	e := newEnv(t, time.Minute)
 	content := map[string][]byte{"first-volume": noise(4 << 20), "second-volume": noise(4 << 20)}
+	var ids []string
 	for name, b := range content {
-		e.create(name, "4MiB")
+		ids = append(ids, e.create(name, "4MiB").ID)
 		f, err := os.OpenFile(e.attach(name), os.O_WRONLY|unix.O_SYNC, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -122,9 +123,9 @@ func TestTermWhileAttached(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name := range content {
-		if !strings.Contains(string(log[len(before):]), name) {
-			t.Errorf("the daemon did not say that %s was attached:\n%s", name, log[len(before):])
+	for _, id := range ids {
+		if !strings.Contains(string(log[len(before):]), id) {
+			t.Errorf("the daemon did not say that %s was attached:\n%s", id, log[len(before):])
 		}
 	}
 	e.serve()

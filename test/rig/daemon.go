@@ -16,8 +16,9 @@ import (
 
 // Daemon is a granary daemon and its store in a directory.
 type Daemon struct {
-	Bin  string   // the granary binary
-	Dir  string   // its data directory, sockets' directory and log live below this one
+	Bin  string   // the granary binary that serves
+	CLI  string   // and the one that the commands run
+	Dir  string   // data directory, CSI socket and log live below this one
 	Args []string // further arguments of `granary serve`
 
 	cmd   *exec.Cmd
@@ -27,7 +28,7 @@ type Daemon struct {
 // NewDaemon prepares a daemon below dir, which must exist. The daemon is killed by
 // the cleanup if it still runs then.
 func NewDaemon(bin, dir string, c *Cleanup, args ...string) *Daemon {
-	d := &Daemon{Bin: bin, Dir: dir, Args: args}
+	d := &Daemon{Bin: bin, CLI: bin, Dir: dir, Args: args}
 	c.Add("end the daemon", func() error {
 		if !d.Running() {
 			return nil
@@ -89,6 +90,8 @@ func (d *Daemon) Start(ctx context.Context) error {
 	args := append([]string{"serve", "--endpoint", "unix://" + d.Socket(), "--data-dir", d.DataDir(), "--node-id", "rig"}, d.Args...)
 	cmd := exec.Command(d.Bin, args...)
 	cmd.Stdout, cmd.Stderr = log, log
+	// A binary with the race detector would sleep for a second when it ends.
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
 	// A group of its own: Ctrl-C in a terminal must reach only us, who then end it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -171,7 +174,7 @@ func (d *Daemon) LogTail(lines int) string {
 
 // Do runs a granary command on this daemon's store and returns what it printed.
 func (d *Daemon) Do(ctx context.Context, args ...string) (string, error) {
-	return Run(ctx, 0, d.Bin, append(args, "--data-dir", d.DataDir())...)
+	return Run(ctx, 0, d.CLI, append(args, "--data-dir", d.DataDir())...)
 }
 
 // JSON runs a granary command with -o json and decodes what it printed into v.
