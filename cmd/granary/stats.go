@@ -17,8 +17,8 @@ func (a *app) statsCommand() *cobra.Command {
 		Short: "Show what the store holds and what that takes",
 		Long: `Show what the store holds and what that takes, in all and per volume.
 
-  logical    data in volumes and snapshots, holes not counted, an image shared by
-             several counted once
+  logical    data in volumes, and in snapshots whose image no volume has; holes do
+             not count, copies do
   unique     different 4 KiB blocks of it
   stored     bytes on the disk for that: chunk files and catalog
   reduction  logical / stored
@@ -39,7 +39,7 @@ Journal segments and the reserve are set aside beforehand and not part of stored
 }
 
 func printStats(t *table, s blockstore.Stats) {
-	t.row("Logical", formatSize(s.Logical), fmt.Sprintf("%d volumes hold %s; %d snapshots", s.Volumes, formatSize(s.LogicalVolumes), s.Snapshots))
+	t.row("Logical", formatSize(s.Logical), fmt.Sprintf("%s in volumes: %d; snapshots: %d", formatSize(s.LogicalVolumes), s.Volumes, s.Snapshots))
 	t.row("Unique", formatSize(s.Unique), percent(s.Unique, s.Logical)+" of logical")
 	t.row("Stored", formatSize(s.Stored), fmt.Sprintf("%d chunks in %d files", s.Chunks, s.ChunkFiles))
 	t.row("Reduction", formatReduction(s.Reduction), "logical / stored")

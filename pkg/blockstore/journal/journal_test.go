@@ -1,0 +1,247 @@
+package journal
+
+import (
+	"errors"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/k8ns/granary/pkg/vfs"
+	"github.com/k8ns/granary/pkg/wal"
+)
+
+var owner = [16]byte{7}
+
+type reader struct{ *rand.ChaCha8 }
+
+func pool(t *testing.T, fsys vfs.FS, segments int64) (*Pool, []Recovered) {
+	t.Helper()
+	if err := fsys.MkdirAll("/j"); err != nil {
+		t.Fatal(err)
+	}
+	p, owned, bad, err := OpenPool(fsys, "/j", PoolOptions{
+		Store: [16]byte{1}, SegmentBytes: 8 * wal.PageSize, BudgetBytes: segments * 8 * wal.PageSize,
+		Rand: reader{rand.NewChaCha8([32]byte{3})},
+	})
+	if err != nil || len(bad) > 0 {
+		t.Fatal(err, bad)
+	}
+	return p, owned
+}
+
+// writer appends one-page records the way a volume does.
+type writer struct {
+	t    *testing.T
+	p    *Pool
+	l    *Log
+	next uint64
+	sync uint64
+}
+
+func (w *writer) append() {
+	w.t.Helper()
+	place, ok := w.l.Place(w.next, 1)
+	if !ok {
+		seg, err := w.p.Get()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		n := w.l.Prepare(seg, w.next)
+		if err := n.Write(); err != nil {
+			w.t.Fatal(err)
+		}
+		w.l.Install(n)
+		place, _ = w.l.Place(w.next, 1)
+	}
+	epoch, number := w.l.ID()
+	head, body := make([]byte, wal.PageSize), make([]byte, wal.PageSize)
+	body[0] = byte(w.next)
+	wal.EncodeHeader(head, wal.Record{
+		Type: wal.TypeWrite, Owner: owner, Epoch: epoch, Log: number, Seq: w.next, Synced: w.sync,
+		Offset: 0, Length: wal.PageSize, Pages: 1,
+	}, body)
+	if err := place.Segment.Append(place.Offset, head, body); err != nil {
+		w.t.Fatal(err)
+	}
+	place.Segment.Appended()
+	place.Segment.Release()
+	w.next++
+}
+
+func (w *writer) flush() {
+	w.t.Helper()
+	for _, s := range w.l.Dirty() {
+		if err := s.Datasync(); err != nil {
+			w.t.Fatal(err)
+		}
+		s.Release()
+	}
+	w.sync = w.next - 1
+}
+
+// reopen reads the log back from position from.
+func reopen(t *testing.T, fsys vfs.FS, epoch, from uint64) (*writer, []uint64, error) {
+	t.Helper()
+	p, owned := pool(t, fsys, 16)
+	l := NewLog(p, owner, epoch, func() uint64 { return 1 })
+	var seqs []uint64
+	cut, err := l.Recover(owned, from, func(e Entry) error {
+		seqs = append(seqs, e.Record.Seq)
+		return nil
+	})
+	return &writer{t: t, p: p, l: l, next: cut.Last + 1, sync: cut.Synced}, seqs, err
+}
+
+func wantSeqs(t *testing.T, got []uint64, first, last uint64) {
+	t.Helper()
+	if uint64(len(got)) != last-first+1 {
+		t.Fatalf("records %v, want %d to %d", got, first, last)
+	}
+	for i, s := range got {
+		if s != first+uint64(i) {
+			t.Fatalf("records %v, want %d to %d", got, first, last)
+		}
+	}
+}
+
+// What was flushed comes back after a power loss, over segments, logs and starts; what
+// was trimmed does not, though its bytes still stand in recycled segments.
+func TestRecoverOverStarts(t *testing.T) {
+	for _, keep := range []float64{0, 1} {
+		fsys := vfs.NewMem()
+		rng := rand.New(rand.NewPCG(1, 1))
+		trimmed, last := uint64(0), uint64(0)
+		for epoch := uint64(1); epoch <= 8; epoch++ {
+			w, seqs, err := reopen(t, fsys, epoch, trimmed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantSeqs(t, seqs, trimmed+1, w.next-1)
+			if w.next-1 < last {
+				t.Fatalf("only %d of %d flushed records came back", w.next-1, last)
+			}
+			for range 13 {
+				w.append()
+			}
+			w.flush()
+			last = w.next - 1
+			trimmed = last - 5
+			w.l.Trim(trimmed)
+			for range 4 {
+				w.append() // never flushed
+			}
+			fsys.Crash(rng, keep)
+		}
+	}
+}
+
+// A bad record that a later one says was synced is corruption; the last one is a torn
+// tail.
+func TestRecoverTellsCorruptionFromTornTail(t *testing.T) {
+	fsys := vfs.NewMem()
+	w, _, err := reopen(t, fsys, 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		w.append()
+		w.flush()
+	}
+	w.append()
+	w.flush()
+	name := w.l.segs[0].Name()
+	fsys.Kill()
+	torn := fsys.Clone()
+	torn.Corrupt(name, 6*wal.PageSize, func(b []byte) { b[0] ^= 1 }) // the last record's payload
+	_, seqs, err := reopen(t, torn, 2, 0)
+	if err != nil {
+		t.Fatalf("torn tail: %v", err)
+	}
+	wantSeqs(t, seqs, 1, 2)
+	fsys.Corrupt(name, 2*wal.PageSize, func(b []byte) { b[0] ^= 1 }) // the first record's
+	if _, _, err = reopen(t, fsys, 2, 0); !errors.Is(err, wal.ErrCorrupt) {
+		t.Fatalf("damage below the synced mark: %v", err)
+	}
+}
+
+// A segment goes back to the pool only when log and readers have let it go.
+func TestSegmentIsRecycledAfterItsReaders(t *testing.T) {
+	fsys := vfs.NewMem()
+	w, _, err := reopen(t, fsys, 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.append()
+	seg := w.l.segs[0]
+	seg.Acquire()
+	w.l.Trim(1)
+	if st := w.p.Stats(); st.Free != 0 {
+		t.Fatal("recycled while it is read")
+	}
+	freed := w.p.Freed()
+	seg.Release()
+	select {
+	case <-freed:
+	default:
+		t.Fatal("nobody was told")
+	}
+	if st := w.p.Stats(); st.Free != 1 {
+		t.Fatalf("%+v", st)
+	}
+	if _, ok := w.l.Place(2, 1); ok {
+		t.Fatal("the log still appends to a segment that it let go")
+	}
+}
+
+// A segment whose I/O failed is never used again (I8).
+func TestBadSegmentIsRemoved(t *testing.T) {
+	mem := vfs.NewMem()
+	fsys := vfs.NewFaulty(mem)
+	w, _, err := reopen(t, fsys, 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.append()
+	fsys.SetHook(func(op vfs.Op) error {
+		if op.Kind == vfs.OpDatasync {
+			return errors.New("broken")
+		}
+		return nil
+	})
+	seg := w.l.Dirty()[0]
+	if seg.Datasync() == nil {
+		t.Fatal("sync of a broken disk")
+	}
+	seg.Release()
+	fsys.SetHook(nil)
+	name := seg.Name()
+	w.l.Drop()
+	if st := w.p.Stats(); st.Free != 0 || st.Bytes != 0 {
+		t.Fatalf("%+v", st)
+	}
+	if _, err := mem.Stat(name); !errors.Is(err, vfs.ErrNotExist) {
+		t.Fatal(err)
+	}
+}
+
+// The pool keeps to its budget and says so.
+func TestPoolBudget(t *testing.T) {
+	p, _ := pool(t, vfs.NewMem(), 2)
+	for range 2 {
+		if _, err := p.Get(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := p.Get(); !errors.Is(err, ErrNoSegment) {
+		t.Fatal(err)
+	}
+}
+
+func FuzzDecodeHeader(f *testing.F) {
+	f.Add(Header{Owner: owner, Epoch: 1, Log: 2, FirstSeq: 3}.Encode())
+	f.Fuzz(func(t *testing.T, page []byte) {
+		h, err := DecodeHeader(page)
+		if err == nil && string(h.Encode()) != string(page[:wal.PageSize]) {
+			t.Fatal("a header that decodes does not encode to the same bytes")
+		}
+	})
+}
