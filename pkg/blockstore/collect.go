@@ -156,8 +156,17 @@ func (s *Store) collectStep(c *collection) (more, wait bool, err error) {
 			return true, true, nil
 		}
 		// One view of the catalog: what was named by then stays. Nodes marked before are
-		// not walked again; what only they reached is kept for another time.
-		c.roots, err = rootsOf(s.cat.View())
+		// not walked again; what only they reached is kept for another time. The empty
+		// update waits for the commits before it: one whose outcome is not known may
+		// name what would be dropped, and then nothing may be.
+		var view catalog.View
+		_, err = s.cat.Update(func(v catalog.View) ([]catalog.Op, error) {
+			view = v
+			return nil, nil
+		})
+		if err == nil {
+			c.roots, err = rootsOf(view)
+		}
 		c.phase = phaseMark
 		return true, false, err
 	case phaseSweep:
@@ -192,10 +201,21 @@ func (c *collection) mark(root dedup.Slot) error {
 func (s *Store) Collect(ctx context.Context) (CollectResult, error) {
 	s.coll.run.Lock()
 	defer s.coll.run.Unlock()
-	if err := s.chunks.SealOpen(); err != nil {
+	if err := s.sealOpen(); err != nil {
 		return CollectResult{}, fmt.Errorf("collect: %w", err)
 	}
 	return s.runCollection(ctx, manualMinLive, 0)
+}
+
+// sealOpen makes the open chunk file one that can be collected, at the cost of the
+// reserve if the disk is full.
+func (s *Store) sealOpen() error {
+	for {
+		err := s.chunks.SealOpen()
+		if !errors.Is(err, ErrNoSpace) || !s.noSpace() {
+			return err
+		}
+	}
 }
 
 // runCollection collects; on a full disk it gives up parts of the reserve until it gets
@@ -284,7 +304,7 @@ func (s *Store) collectLoop(ctx context.Context) {
 		s.coll.run.Lock()
 		var err error
 		if full {
-			err = s.chunks.SealOpen()
+			err = s.sealOpen()
 		}
 		if err == nil {
 			_, err = s.runCollection(ctx, minLive, rest)
@@ -294,7 +314,8 @@ func (s *Store) collectLoop(ctx context.Context) {
 			s.log.Warn("collection failed and will be tried again", "err", err)
 		}
 		if full && ctx.Err() == nil {
-			s.pool.Wake() // writers look whether the reserve can be had again
+			s.allowSegment(s.pool.Stats().InUse) // finds out whether the reserve can be had again
+			s.pool.Wake()
 			sleep(ctx, time.Second)
 			if s.isFull() {
 				s.sched.kickCollect()

@@ -26,13 +26,28 @@ func (s *Store) onDamage(d dedup.Damage) {
 
 // damageStep records what was found, durably, until it is healed.
 func (s *Store) damageStep() error {
-	s.damage.mu.Lock()
-	found := s.damage.found
-	s.damage.found = nil
-	s.damage.mu.Unlock()
-	if len(found) == 0 {
-		return nil
+	for {
+		s.damage.mu.Lock()
+		n := min(len(s.damage.found), damageBatch)
+		found := s.damage.found[:n:n]
+		s.damage.found = s.damage.found[n:]
+		s.damage.mu.Unlock()
+		if n == 0 {
+			return nil
+		}
+		if err := s.recordDamage(found); err != nil {
+			s.damage.mu.Lock()
+			s.damage.found = append(found, s.damage.found...)
+			s.damage.mu.Unlock()
+			return err
+		}
 	}
+}
+
+// damageBatch records go into one commit at most.
+const damageBatch = 1000
+
+func (s *Store) recordDamage(found []dedup.Damage) error {
 	now := s.o.Now().UTC()
 	_, err := s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
 		var ops []catalog.Op
@@ -51,11 +66,6 @@ func (s *Store) damageStep() error {
 		}
 		return ops, nil
 	})
-	if err != nil {
-		s.damage.mu.Lock()
-		s.damage.found = append(found, s.damage.found...)
-		s.damage.mu.Unlock()
-	}
 	return err
 }
 

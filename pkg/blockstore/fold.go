@@ -3,6 +3,7 @@ package blockstore
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/k8ns/granary/pkg/blockstore/blockmap"
@@ -19,13 +20,11 @@ var errGone = errors.New("volume is gone")
 // foldJob is one layer on its way into chunks. It works on a frozen layer up to its
 // last sequence, never on part of one (a root always is the image at its position).
 type foldJob struct {
-	v      *Volume
-	layer  *layer
-	root   dedup.Slot
-	from   position // the volume's position before
-	to     position // and after
-	last   bool     // no later layer has a cut
-	rescue bool     // the volume has failed closed: the fold saves what is in memory
+	v     *Volume
+	layer *layer
+	root  dedup.Slot
+	from  position // the volume's position before
+	to    position // and after
 }
 
 // foldOnce folds the oldest layer of a volume that has one to fold, and tells whether
@@ -66,17 +65,7 @@ func (v *Volume) startFold() (foldJob, bool) {
 		v.freeze()
 	}
 	v.mu.folding = true
-	epoch, log := v.mu.log.ID()
-	job := foldJob{
-		v: v, layer: oldest, root: v.mu.root, from: v.mu.pos,
-		to: position{epoch, log, oldest.last}, last: true,
-	}
-	for _, l := range v.mu.layers[1:] {
-		if len(l.cuts) > 0 || l.hold > 0 {
-			job.last = false
-		}
-	}
-	return job, true
+	return foldJob{v: v, layer: oldest, root: v.mu.root, from: v.mu.pos, to: oldest.end()}, true
 }
 
 func (v *Volume) endFold(err error) {
@@ -95,7 +84,7 @@ func (v *Volume) endFold(err error) {
 // v.mu held.
 func (v *Volume) discard() {
 	v.mu.deleted = true
-	v.mu.layers = []*layer{{last: v.mu.pos.Seq}}
+	v.mu.layers = []*layer{layerFrom(v.mu.pos)}
 	v.mu.failed, v.mu.unfoldable = nil, false
 	v.mu.log.Drop()
 }
@@ -136,11 +125,12 @@ func (s *Store) commitFold(job foldJob, root dedup.Slot, delta int64, healed []d
 		}
 		var ops []catalog.Op
 		mapped := rec.Mapped + delta
-		for _, id := range job.layer.cuts {
+		cuts, last := job.v.owed(job.layer)
+		for _, id := range cuts {
 			var cut cutRecord
 			ce, err := get(view, keyCut+id, &cut)
 			if errors.Is(err, ErrNotFound) {
-				continue // its last name went meanwhile
+				continue // its last name went, or it is recorded after this commit
 			}
 			if err != nil {
 				return nil, err
@@ -149,7 +139,7 @@ func (s *Store) commitFold(job foldJob, root dedup.Slot, delta int64, healed []d
 			ops = append(ops, put(keyCut+id, cut, ce.Revision))
 		}
 		rec.Root, rec.Position, rec.Mapped = refOf(root), job.to, mapped
-		if rec.Deleted && job.last {
+		if rec.Deleted && last {
 			ops = append(ops, del(keyVolume+job.v.id, e.Revision))
 		} else {
 			ops = append(ops, put(keyVolume+job.v.id, rec, e.Revision))
@@ -163,6 +153,17 @@ func (s *Store) commitFold(job foldJob, root dedup.Slot, delta int64, healed []d
 		return ops, nil
 	})
 	return err
+}
+
+// owed lists the cuts of the layer being folded and tells whether no later layer has one.
+func (v *Volume) owed(l *layer) (cuts []string, last bool) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return slices.Clone(l.cuts), !owesCut(v.mu.layers[1:])
+}
+
+func owesCut(layers []*layer) bool {
+	return slices.ContainsFunc(layers, func(l *layer) bool { return len(l.cuts) > 0 || l.hold > 0 })
 }
 
 // publish makes the committed root the volume's base and trims overlay and journal.
@@ -179,11 +180,17 @@ func (v *Volume) publish(job foldJob, root dedup.Slot) {
 			v.mu.oldest = v.store.o.Now()
 		}
 	}
-	if v.mu.deleted && job.last {
+	if v.mu.deleted && !owesCut(v.mu.layers) {
 		v.discard()
 	}
-	if v.mu.failed != nil && len(v.mu.layers) == 1 && !v.mu.layers[0].data && !v.mu.open {
-		v.mu.failed = nil // all that was acknowledged is in chunks: it may be attached anew
+	v.recovered()
+}
+
+// recovered lets a volume that failed closed be attached anew, once nobody has it open
+// and all that was acknowledged is in chunks. Called with v.mu held.
+func (v *Volume) recovered() {
+	if v.mu.failed != nil && !v.mu.unfoldable && !v.mu.open && len(v.mu.layers) == 1 && !v.mu.layers[0].data {
+		v.mu.failed = nil
 	}
 }
 
@@ -306,18 +313,56 @@ func (f *folder) blocks(first, n uint64, src *payload) error {
 	for n > 0 {
 		k := min(n, batch)
 		data := buf[:k*BlockSize]
-		if err := src.read(data, int64(first)*BlockSize); err != nil {
+		damaged, err := f.readPayload(src, data, int64(first)*BlockSize)
+		if err != nil {
 			return err
 		}
 		f.loadBase(first, k)
 		for i := range k {
-			if err := f.block(first+i, data[i*BlockSize:][:BlockSize], 0); err != nil {
+			var mask uint8
+			if damaged != nil {
+				mask = damaged[i]
+			}
+			if err := f.block(first+i, data[i*BlockSize:][:BlockSize], mask); err != nil {
 				return err
 			}
 		}
 		first, n = first+k, n-k
 	}
 	return nil
+}
+
+// readPayload reads whole blocks of a journal payload. If the journal is damaged there,
+// it returns for each block which sectors are lost: one bad page must not keep the
+// volume, and with it the pool, from being folded. What is lost reads as an error.
+func (f *folder) readPayload(src *payload, data []byte, off int64) (damaged []uint8, err error) {
+	err = src.read(data, off)
+	if !errors.Is(err, ErrCorrupt) {
+		return nil, f.journalError(err)
+	}
+	f.s.log.Error("folding a damaged journal page", "volume_id", f.job.v.id, "err", err)
+	damaged = make([]uint8, len(data)/BlockSize)
+	for at := 0; at < len(data); at += sectorBytes {
+		sector := data[at : at+sectorBytes]
+		if err := src.read(sector, off+int64(at)); errors.Is(err, ErrCorrupt) {
+			clear(sector)
+			damaged[at/BlockSize] |= 1 << (at % BlockSize / sectorBytes)
+		} else if err != nil {
+			return nil, f.journalError(err)
+		}
+	}
+	return damaged, nil
+}
+
+// journalError makes the volume fail closed if its journal cannot be read: it must not
+// grow while it cannot be folded.
+func (f *folder) journalError(err error) error {
+	if err != nil {
+		f.job.v.mu.Lock()
+		f.job.v.fail(err)
+		f.job.v.mu.Unlock()
+	}
+	return err
 }
 
 func (f *folder) hole(first, n uint64) {
@@ -399,14 +444,24 @@ func (f *folder) flushPartial() error {
 	}
 	var damaged uint8
 	if covered != 0xff {
-		damaged = f.readBase(f.partial, data) &^ covered
+		lost, err := f.readBase(f.partial, data)
+		if err != nil {
+			return err
+		}
+		damaged = lost &^ covered
 	}
 	for _, p := range f.parts {
 		dst := data[(p.start-blockStart)*sectorBytes : (p.end-blockStart)*sectorBytes]
 		if p.src == nil {
 			clear(dst)
-		} else if err := p.src.read(dst, p.start*sectorBytes); err != nil {
-			return err
+		} else if err := p.src.read(dst, p.start*sectorBytes); errors.Is(err, ErrCorrupt) {
+			f.s.log.Error("folding a damaged journal page", "volume_id", f.job.v.id, "err", err)
+			clear(dst)
+			for s := p.start; s < p.end; s++ {
+				damaged |= 1 << (s - blockStart)
+			}
+		} else if err != nil {
+			return f.journalError(err)
 		}
 	}
 	f.parts = f.parts[:0]
@@ -414,24 +469,27 @@ func (f *folder) flushPartial() error {
 	return f.block(f.partial, data, damaged)
 }
 
-// readBase reads the base's content of a block and returns which sectors it could not.
-func (f *folder) readBase(block uint64, data []byte) (damaged uint8) {
-	v := f.job.v
+// readBase reads the base's content of a block and returns which sectors are damaged.
+// Any other error than damage is returned: the fold is tried again.
+func (f *folder) readBase(block uint64, data []byte) (damaged uint8, err error) {
+	lost := func(err error) bool { return errors.Is(err, ErrCorrupt) || errors.Is(err, ErrMissing) }
 	off := int64(block) * BlockSize
-	if f.s.readImage(data, off, f.job.root) == nil {
-		return 0
+	err = f.s.readImage(data, off, f.job.root)
+	if !lost(err) {
+		return 0, err
 	}
+	f.s.log.Error("folding over a damaged block", "volume_id", f.job.v.id, "offset", off, "err", err)
 	for i := range sectorsPerBlock {
 		sector := data[i*sectorBytes:][:sectorBytes]
-		if err := f.s.readImage(sector, off+int64(i)*sectorBytes, f.job.root); err != nil {
+		err := f.s.readImage(sector, off+int64(i)*sectorBytes, f.job.root)
+		if lost(err) {
 			clear(sector)
 			damaged |= 1 << i
-			if damaged == 1<<i {
-				f.s.log.Error("folding over a damaged block", "volume_id", v.id, "offset", off, "err", err)
-			}
+		} else if err != nil {
+			return 0, err
 		}
 	}
-	return damaged
+	return damaged, nil
 }
 
 var zeroBlock [BlockSize]byte

@@ -25,7 +25,7 @@ func codecOf(compression string) dedup.Codec {
 func (s *Store) newVolume(id string, rec volumeRecord) *Volume {
 	v := &Volume{store: s, id: id, raw: rawID(id), sector: rec.Sector, codec: codecOf(rec.Compression)}
 	v.size.Store(rec.Size)
-	v.mu.layers = []*layer{{last: rec.Position.Seq}}
+	v.mu.layers = []*layer{layerFrom(rec.Position)}
 	v.mu.root = rec.Root.slot()
 	v.mu.pos = rec.Position
 	v.mu.next = rec.Position.Seq + 1
@@ -36,24 +36,30 @@ func (s *Store) newVolume(id string, rec volumeRecord) *Volume {
 	return v
 }
 
+// layerFrom is an empty layer behind a position.
+func layerFrom(p position) *layer { return &layer{last: p.Seq, epoch: p.Epoch, log: p.Log} }
+
+// end is the position of the layer's last record.
+func (l *layer) end() position { return position{l.epoch, l.log, l.last} }
+
 // recover reads the volume's journal back and freezes layers where cuts wait for
 // their root. Called before anybody else knows the volume.
 func (v *Volume) recover(segments []journal.Recovered, cuts []pendingCut) error {
 	from := v.mu.pos.Seq
+	if len(cuts) > 0 && cuts[0].seq <= from {
+		return fmt.Errorf("snapshot cut %s stands at sequence %d without a root, but the volume is folded up to %d: %w", cuts[0].id, cuts[0].seq, from, ErrCorrupt)
+	}
 	freeze := func(seq uint64) {
 		for len(cuts) > 0 && cuts[0].seq <= seq {
 			active := v.mu.layers[len(v.mu.layers)-1]
 			active.cuts = append(active.cuts, cuts[0].id)
-			if active.last < cuts[0].seq {
-				active.last = cuts[0].seq
-			}
 			cuts = cuts[1:]
 			if len(cuts) == 0 || cuts[0].seq > active.last {
 				v.freeze()
 			}
 		}
 	}
-	end, err := v.mu.log.Recover(segments, from, func(e journal.Entry) error {
+	end, err := v.mu.log.Recover(segments, v.mu.pos.Epoch, v.mu.pos.Log, from, func(e journal.Entry) error {
 		if len(cuts) > 0 && cuts[0].seq < e.Record.Seq {
 			freeze(e.Record.Seq - 1)
 		}
@@ -79,7 +85,7 @@ func (v *Volume) replay(e journal.Entry) error {
 	rec := e.Record
 	off, n := int64(rec.Offset), int64(rec.Length)
 	active := v.mu.layers[len(v.mu.layers)-1]
-	active.last = rec.Seq
+	active.last, active.epoch, active.log = rec.Seq, rec.Epoch, rec.Log
 	active.bytes += rec.Size()
 	var src *payload
 	switch rec.Type {
@@ -102,12 +108,12 @@ func (v *Volume) replay(e journal.Entry) error {
 // freeze ends the active layer and begins another. Called with v.mu held.
 func (v *Volume) freeze() {
 	active := v.mu.layers[len(v.mu.layers)-1]
-	v.mu.layers = append(v.mu.layers, &layer{last: active.last})
+	v.mu.layers = append(v.mu.layers, layerFrom(active.end()))
 }
 
 // busy tells whether the volume has to stay in memory. Called with v.mu held.
 func (v *Volume) busy() bool {
-	if v.mu.open || len(v.mu.layers) > 1 || v.mu.folding || v.mu.failed != nil {
+	if v.mu.open || len(v.mu.layers) > 1 || v.mu.folding || v.mu.failed != nil || v.mu.prep != nil {
 		return true
 	}
 	active := v.mu.layers[0]
@@ -177,6 +183,9 @@ func (v *Volume) Close() error {
 		<-wait
 	}
 	err := v.syncJournal()
+	v.mu.Lock()
+	v.recovered()
+	v.mu.Unlock()
 	v.store.forget(v)
 	v.store.sched.kickFold()
 	return err

@@ -69,8 +69,10 @@ type span struct {
 type layer struct {
 	tree  btree.Map[int64, span]
 	last  uint64 // highest sequence in it, marks included
-	bytes int64  // journal bytes of its records
-	data  bool   // has a write or a hole
+	epoch uint64 // of the log with that record
+	log   uint64
+	bytes int64 // journal bytes of its records
+	data  bool  // has a write or a hole
 
 	// Guarded by the volume's mutex, frozen layers too.
 	cuts []string // IDs of pending cuts at the layer's end

@@ -196,9 +196,10 @@ func (v *Volume) foldDue(now time.Time, pressure bool) (time.Time, bool) {
 	case oldest.last <= v.mu.pos.Seq:
 		return time.Time{}, false
 	case !v.mu.open || v.mu.failed != nil:
+	case pressure:
 	case !oldest.data: // only marks: let go of the segment some time
 		due = v.mu.written.Add(o.MaxAge)
-	case pressure || oldest.bytes >= o.FoldBytes:
+	case oldest.bytes >= o.FoldBytes:
 	default:
 		due = v.mu.oldest.Add(o.MaxAge)
 		if idle := v.mu.written.Add(o.IdleAfter); oldest.bytes >= o.IdleBytes && idle.Before(due) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -21,29 +22,28 @@ type cutPoint struct {
 var errMoved = errors.New("volume moved past the mark")
 
 // withCut marks a volume's journal, syncs it up to the mark and commits what ops makes
-// of the cut. Writers wait for no longer than the mark takes. The mark holds its
-// overlay layer: no fold moves past it before the cut is recorded, so that the cut
-// gets its root (or has it already).
+// of the cut. Writers wait for no longer than the mark takes.
+//
+// The layer that ends at the mark knows the cut from the mark on, and no fold of it
+// begins before the cut is recorded. A fold that is running already either finds the
+// cut's record when it commits, and gives it its root, or commits first: then the cut
+// is recorded with that root. So a cut that is pending always stands above its
+// volume's position.
 func (s *Store) withCut(ctx context.Context, volumeID string, ops func(catalog.View, cutPoint) ([]catalog.Op, error)) error {
 	id := s.newID('c')
 	for {
-		v, l, at, err := s.mark(ctx, volumeID)
+		v, l, at, err := s.mark(ctx, volumeID, id)
 		if err != nil {
 			return err
 		}
-		if v != nil && l != nil {
-			if err := v.syncJournal(); err != nil {
-				v.unhold(l, "")
-				return err
-			}
-		}
-		err = s.commitCut(volumeID, id, l, at, ops)
 		if l != nil {
-			name := ""
-			if err == nil {
-				name = id
-			}
-			v.unhold(l, name)
+			err = v.syncUpTo(at.Seq)
+		}
+		if err == nil {
+			err = s.commitCut(volumeID, id, at, ops)
+		}
+		if l != nil {
+			v.unhold(l, id, err == nil)
 			s.sched.kickFold()
 		}
 		if !errors.Is(err, errMoved) {
@@ -52,9 +52,9 @@ func (s *Store) withCut(ctx context.Context, volumeID string, ops func(catalog.V
 	}
 }
 
-// commitCut commits a cut at a position. l is nil when the volume has no unfolded
-// write: then the cut is the volume's root, if that still stands there.
-func (s *Store) commitCut(volumeID, id string, l *layer, at position, ops func(catalog.View, cutPoint) ([]catalog.Op, error)) error {
+// commitCut commits a cut at a position: pending if the volume has not been folded that
+// far, with the volume's root if it has.
+func (s *Store) commitCut(volumeID, id string, at position, ops func(catalog.View, cutPoint) ([]catalog.Op, error)) error {
 	_, err := s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
 		c := cutPoint{id: id}
 		if _, err := get(view, keyVolume+volumeID, &c.rec); err != nil {
@@ -65,10 +65,11 @@ func (s *Store) commitCut(volumeID, id string, l *layer, at position, ops func(c
 		}
 		c.cut = cutRecord{Volume: volumeID, Position: c.rec.Position, Size: c.rec.Size, Mapped: c.rec.Mapped}
 		switch {
-		case l != nil:
+		case c.rec.Position.Seq < at.Seq:
 			c.cut.Pending = true
 			c.cut.Position = at
-		case c.rec.Position.Seq != at.Seq:
+			c.cut.Mapped = 0
+		case c.rec.Position.Seq > at.Seq:
 			return nil, errMoved
 		default:
 			c.cut.Root = c.rec.Root
@@ -79,8 +80,9 @@ func (s *Store) commitCut(volumeID, id string, l *layer, at position, ops func(c
 }
 
 // mark ends the present layer of a volume. It returns the layer that ends at the mark,
-// held, or nil when everything up to the mark is folded; and the mark's position.
-func (s *Store) mark(ctx context.Context, volumeID string) (*Volume, *layer, position, error) {
+// held for the cut, or nil when everything up to the mark is folded; and the mark's
+// position.
+func (s *Store) mark(ctx context.Context, volumeID, cut string) (*Volume, *layer, position, error) {
 	if err := s.resolveCut(ctx, volumeID); err != nil {
 		return nil, nil, position{}, err
 	}
@@ -97,7 +99,7 @@ func (s *Store) mark(ctx context.Context, volumeID string) (*Volume, *layer, pos
 			return nil, nil, rec.Position, nil
 		}
 		s.mu.Unlock()
-		l, at, err := v.hold(s.o.MaxLayers)
+		l, at, err := v.hold(cut, s.o.MaxLayers)
 		if !errors.Is(err, errWait) {
 			return v, l, at, err
 		}
@@ -110,9 +112,9 @@ func (s *Store) mark(ctx context.Context, volumeID string) (*Volume, *layer, pos
 	}
 }
 
-// hold freezes the active layer, if it has anything, and holds the newest frozen one.
-// errWait if too many layers wait for their fold.
-func (v *Volume) hold(maxLayers int) (*layer, position, error) {
+// hold freezes the active layer, if it has anything, and holds the newest frozen one
+// for a cut. errWait if too many layers wait for their fold.
+func (v *Volume) hold(cut string, maxLayers int) (*layer, position, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	switch {
@@ -134,17 +136,17 @@ func (v *Volume) hold(maxLayers int) (*layer, position, error) {
 		return nil, v.mu.pos, nil
 	}
 	newest.hold++
-	epoch, log := v.mu.log.ID()
-	return newest, position{epoch, log, newest.last}, nil
+	newest.cuts = append(newest.cuts, cut)
+	return newest, newest.end(), nil
 }
 
-// unhold ends a hold; a recorded cut gets its root from the layer's fold.
-func (v *Volume) unhold(l *layer, cut string) {
+// unhold ends a hold; a cut that was not recorded is forgotten.
+func (v *Volume) unhold(l *layer, cut string, recorded bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	l.hold--
-	if cut != "" {
-		l.cuts = append(l.cuts, cut)
+	if !recorded {
+		l.cuts = slices.DeleteFunc(slices.Clone(l.cuts), func(id string) bool { return id == cut })
 	}
 }
 

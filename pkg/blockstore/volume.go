@@ -14,9 +14,9 @@ import (
 
 // Volume is an attached volume, or one whose journal is not folded yet.
 //
-// Lock order, outermost first: Store.mu, Volume.foldMu, Volume.syncMu, Volume.mu. A
-// catalog commit may run under foldMu; its closure takes Volume.mu of no volume. No
-// disk I/O is done under Volume.mu, so readers and writers only wait for memory.
+// Lock order, outermost first: Store.mu, Volume.foldMu, Volume.syncMu, the catalog's
+// lock, Volume.mu. No commit is made and no disk is touched under Volume.mu, so readers
+// and writers only wait for memory.
 type Volume struct {
 	// Fixed after construction.
 	store  *Store
@@ -210,25 +210,45 @@ func (v *Volume) extend() error {
 	v.mu.Unlock()
 	seg, err := v.store.pool.Get()
 	v.store.sched.kickPrepare()
-	v.mu.Lock()
-	if err == nil {
-		next := v.mu.log.Prepare(seg, v.mu.next)
-		v.mu.Unlock()
-		err = next.Write()
-		v.mu.Lock()
-		if err != nil {
-			v.fail(err)
-			seg.Release()
-		} else {
-			v.mu.log.Install(next)
-		}
+	noSpace := errors.Is(err, ErrNoSpace)
+	if noSpace {
+		v.store.setFull(true, err)
 	}
+	if err == nil {
+		err = v.install(seg)
+	}
+	v.mu.Lock()
 	v.mu.prep = nil
 	close(done)
-	if errors.Is(err, journal.ErrNoSegment) || errors.Is(err, ErrNoSpace) {
+	if noSpace || errors.Is(err, journal.ErrNoSegment) {
 		return fmt.Errorf("%w: %w", errWait, err)
 	}
 	return err
+}
+
+// install makes seg the journal's tail. It counts as a sync, because the header of a
+// new log makes durable what it builds on: neither a Flush nor a cut may be answered
+// beside it.
+func (v *Volume) install(seg *journal.Segment) error {
+	v.syncMu.Lock()
+	defer v.syncMu.Unlock()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err := v.usable(); err != nil { // closed meanwhile
+		seg.Release()
+		return err
+	}
+	next := v.mu.log.Prepare(seg, v.mu.next)
+	v.mu.Unlock()
+	err := next.Write()
+	v.mu.Lock()
+	if err != nil {
+		v.fail(err)
+		seg.Release()
+		return err
+	}
+	v.mu.log.Install(next)
+	return nil
 }
 
 // assign gives op its sequence, header and overlay entry. Called with v.mu held.
@@ -245,7 +265,7 @@ func (v *Volume) assign(op *append1, t wal.Type, off, n int64) {
 	v.mu.marked = v.mu.synced
 	v.mu.ops = append(v.mu.ops, op)
 	active := v.mu.layers[len(v.mu.layers)-1]
-	active.last = op.seq
+	active.last, active.epoch, active.log = op.seq, epoch, number
 	active.bytes += rec.Size()
 	if t == wal.TypeMark {
 		return
@@ -253,8 +273,8 @@ func (v *Volume) assign(op *append1, t wal.Type, off, n int64) {
 	v.mu.dataSeq = op.seq
 	now := v.store.o.Now()
 	v.mu.written = now
-	mark := v.store.o.FoldBytes
-	if v.mu.oldest.IsZero() || (active.bytes >= mark && active.bytes-rec.Size() < mark) {
+	crossed := func(mark int64) bool { return active.bytes >= mark && active.bytes-rec.Size() < mark }
+	if v.mu.oldest.IsZero() || crossed(v.store.o.FoldBytes) || crossed(v.store.o.IdleBytes) {
 		v.store.sched.kickFold()
 	}
 	if v.mu.oldest.IsZero() {
@@ -348,6 +368,26 @@ func (v *Volume) Flush() error {
 	v.mu.RUnlock()
 	if err != nil || clean {
 		return err
+	}
+	return v.syncJournal()
+}
+
+// syncUpTo waits until every record up to seq is appended and makes them durable.
+func (v *Volume) syncUpTo(seq uint64) error {
+	v.mu.Lock()
+	var last *append1
+	for _, op := range v.mu.ops {
+		if op.seq > seq {
+			break
+		}
+		last = op
+	}
+	if last != nil && last.wait == nil {
+		last.wait = make(chan struct{})
+	}
+	v.mu.Unlock()
+	if last != nil {
+		<-last.wait
 	}
 	return v.syncJournal()
 }

@@ -231,17 +231,17 @@ func (s *Store) DeleteVolume(id string) error {
 	if err := checkID('v', id); err != nil {
 		return err
 	}
-	v, owesCut, err := s.startDelete(id)
+	v, owes, err := s.startDelete(id)
 	if err != nil {
 		return err
 	}
 	mapped := int64(0)
 	_, err = s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
-		ops, n, err := deleteOps(view, id, owesCut)
+		ops, n, err := deleteOps(view, id, owes)
 		mapped = n
 		return ops, err
 	})
-	s.endDelete(id, v, owesCut, err)
+	s.endDelete(id, v, owes, err)
 	if err != nil {
 		return fmt.Errorf("delete volume: %w", err)
 	}
@@ -250,9 +250,9 @@ func (s *Store) DeleteVolume(id string) error {
 	return nil
 }
 
-// startDelete makes sure that nobody opens the volume meanwhile. owesCut tells that a
-// cut still waits for its root from the volume's journal.
-func (s *Store) startDelete(id string) (v *Volume, owesCut bool, err error) {
+// startDelete makes sure that nobody opens the volume meanwhile. owes tells that a cut
+// still waits for its root from the volume's journal.
+func (s *Store) startDelete(id string) (v *Volume, owes bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.deleting[id] {
@@ -265,18 +265,16 @@ func (s *Store) startDelete(id string) (v *Volume, owesCut bool, err error) {
 		if v.mu.open {
 			return nil, false, fmt.Errorf("volume %s is attached: detach it first: %w", id, ErrInUse)
 		}
-		for _, l := range v.mu.layers {
-			owesCut = owesCut || l.hold > 0 || (len(l.cuts) > 0 && !v.mu.unfoldable)
-		}
+		owes = owesCut(v.mu.layers) && !v.mu.unfoldable
 		v.mu.deleted = true
 	}
 	s.mu.deleting[id] = true
-	return v, owesCut, nil
+	return v, owes, nil
 }
 
 // endDelete forgets the volume's memory and journal, or all about the deletion if it
 // could not be committed. A fold that is running discards them itself.
-func (s *Store) endDelete(id string, v *Volume, owesCut bool, err error) {
+func (s *Store) endDelete(id string, v *Volume, owes bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.mu.deleting, id)
@@ -288,7 +286,7 @@ func (s *Store) endDelete(id string, v *Volume, owesCut bool, err error) {
 	switch {
 	case err != nil:
 		v.mu.deleted = false
-	case !owesCut && !v.mu.folding:
+	case !owes && !v.mu.folding:
 		v.discard()
 		delete(s.mu.volumes, id)
 	}
@@ -296,7 +294,7 @@ func (s *Store) endDelete(id string, v *Volume, owesCut bool, err error) {
 
 // deleteOps removes the record and the name; a volume whose journal owes a cut its root
 // stays as deleted until the fold.
-func deleteOps(view catalog.View, id string, owesCut bool) (ops []catalog.Op, mapped int64, err error) {
+func deleteOps(view catalog.View, id string, owes bool) (ops []catalog.Op, mapped int64, err error) {
 	var rec volumeRecord
 	e, err := get(view, keyVolume+id, &rec)
 	if err != nil {
@@ -318,7 +316,7 @@ func deleteOps(view catalog.View, id string, owesCut bool) (ops []catalog.Op, ma
 	if _, ok := view.Get(keyAttach + id); ok {
 		ops = append(ops, del(keyAttach+id, catalog.ExpectAny))
 	}
-	if owesCut {
+	if owes {
 		rec.Deleted = true
 		return append(ops, put(keyVolume+id, rec, e.Revision)), rec.Mapped, nil
 	}

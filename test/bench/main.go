@@ -93,6 +93,7 @@ type bench struct {
 	daemon  *rig.Daemon
 	dir     string
 	results []result
+	runs    int
 }
 
 func (b *bench) run(ctx context.Context) error {
@@ -197,7 +198,8 @@ func (b *bench) both(ctx context.Context, r *result, volume, plain string, first
 		if err := rig.DropCaches(); err != nil {
 			return err
 		}
-		f, err := fio(ctx, device, r.row)
+		b.runs++
+		f, err := fio(ctx, device, r.row, b.runs)
 		*to = append(*to, f)
 		return err
 	}
@@ -213,10 +215,11 @@ func (b *bench) both(ctx context.Context, r *result, volume, plain string, first
 	return side(volume, &r.Granary)
 }
 
-// fio runs one row on a device.
-func fio(ctx context.Context, device string, r row) (figure, error) {
+// fio runs one row on a device. Each run has a seed of its own: with fio's default all
+// runs would write the same data, and the store would know it already.
+func fio(ctx context.Context, device string, r row, seed int) (figure, error) {
 	args := append([]string{
-		"--name=bench", "--filename=" + device, "--direct=1", "--ioengine=libaio",
+		"--name=bench", "--filename=" + device, "--direct=1", "--ioengine=libaio", fmt.Sprintf("--randseed=%d", seed),
 		"--refill_buffers", "--buffer_compress_percentage=50", "--output-format=json",
 	}, r.Args...)
 	out, err := rig.Run(ctx, 0, "fio", args...)

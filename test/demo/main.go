@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -35,12 +36,13 @@ func run(ctx context.Context, bin string, sampleBytes int64) int {
 	start := time.Now()
 	d := &demo{out: newReport(os.Stdout), bin: bin, sampleBytes: sampleBytes}
 	err := d.play(ctx)
-	if err != nil && ctx.Err() != nil {
-		err = fmt.Errorf("interrupted")
-	}
-	if err != nil && d.daemon != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		err = errors.New("interrupted")
+		d.out.problem(err, "")
+	case err != nil && d.daemon != nil:
 		d.out.problem(err, d.daemon.LogTail(12))
-	} else if err != nil {
+	case err != nil:
 		d.out.problem(err, "")
 	}
 	// From here on a signal must not keep us from taking everything away.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 
 	"github.com/k8ns/granary/test/rig"
 )
@@ -11,6 +12,9 @@ import (
 func (d *demo) showSpace(ctx context.Context) error {
 	stats, err := d.daemon.Stats(ctx)
 	if err != nil {
+		return err
+	}
+	if err := d.checkStored(stats.Stored); err != nil {
 		return err
 	}
 	rows := [][]string{{"image", "size", "in use", "as plain files"}, {}}
@@ -40,6 +44,23 @@ func (d *demo) showSpace(ctx context.Context) error {
 	d.out.title("Space")
 	d.out.table(rows)
 	d.out.text("  besides, allocated once for all volumes: journal %s, reserve %s", size(stats.JournalAllocated), size(stats.Reserve))
+	return nil
+}
+
+// checkStored compares what the daemon says that it stores with what du says.
+func (d *demo) checkStored(said int64) error {
+	var du int64
+	for _, dir := range []string{"chunks", "catalog"} {
+		n, err := rig.Allocated(filepath.Join(d.daemon.DataDir(), dir))
+		if err != nil {
+			return err
+		}
+		du += n
+	}
+	// Files take whole blocks, and the catalog's next log is allocated beforehand.
+	if du > said+said/20+(16<<20) {
+		return fmt.Errorf("the store says that it takes %d bytes, du says %d", said, du)
+	}
 	return nil
 }
 

@@ -121,7 +121,7 @@ func newEnvWith(t *testing.T, binary string, limit time.Duration, serveArgs ...s
 	stopWatch := context.AfterFunc(ctx, func() {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			t.Errorf("time limit of %v passed: killing the daemon", limit)
-			_ = e.daemon.Kill()
+			t.Logf("what it was doing:\n%s", e.daemon.KillWithTrace())
 		}
 	})
 	t.Cleanup(func() { stopWatch() })

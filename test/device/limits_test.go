@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -163,4 +165,52 @@ func TestDiscardOfSectors(t *testing.T) {
 	e.wantDevice("holes", content) // from the journal or from chunks
 	e.waitFolded()
 	e.wantDevice("holes", content) // from chunks
+}
+
+// TestSnapshotsInARow takes many snapshots faster than they are folded, most of them
+// with no write in between. Each must become ready and hold what was there, also when
+// its volume is deleted before.
+func TestSnapshotsInARow(t *testing.T) {
+	e := newEnv(t, time.Minute)
+	e.create("source", "16MiB")
+	device := e.attach("source")
+	var contents [][]byte
+	for round := range 3 {
+		content := noise(16 << 20)
+		contents = append(contents, content)
+		f, err := os.OpenFile(device, os.O_WRONLY|unix.O_SYNC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write(content); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		for i := range 30 {
+			e.snapshot("source", fmt.Sprintf("snap-%d-%d", round, i))
+		}
+	}
+	e.detach("source")
+	e.do("volume", "rm", "source")
+	for wait := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		var all []rig.Snapshot
+		e.json(&all, "snapshot", "ls")
+		if len(all) != 90 {
+			t.Fatalf("%d snapshots, want 90", len(all))
+		}
+		pending := slices.DeleteFunc(all, func(s rig.Snapshot) bool { return s.Ready })
+		if len(pending) == 0 {
+			break
+		}
+		if time.Now().After(wait) {
+			t.Fatalf("%d snapshots are not ready after half a minute, the first is %s", len(pending), pending[0].Name)
+		}
+	}
+	for round, content := range contents {
+		for _, i := range []int{0, 29} {
+			name := fmt.Sprintf("clone-%d-%d", round, i)
+			e.create(name, "", "--from-snapshot", fmt.Sprintf("snap-%d-%d", round, i))
+			e.wantDevice(name, content)
+		}
+	}
 }

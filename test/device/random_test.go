@@ -114,7 +114,7 @@ var operations = []struct {
 }
 
 func (w *world) run() {
-	seconds := 16
+	seconds := 24
 	if s := os.Getenv("GRANARY_DEVICE_SECONDS"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil {

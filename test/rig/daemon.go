@@ -33,10 +33,11 @@ func NewDaemon(bin, dir string, c *Cleanup, args ...string) *Daemon {
 		if !d.Running() {
 			return nil
 		}
-		if err := d.Stop(20 * time.Second); err != nil {
-			return errors.Join(err, d.Kill())
+		err := d.Stop(20 * time.Second)
+		if d.Running() {
+			err = errors.Join(err, d.Kill())
 		}
-		return nil
+		return err
 	})
 	return d
 }
@@ -134,6 +135,20 @@ func answers(socket string) bool {
 
 // Kill ends the daemon with SIGKILL and waits until it is gone.
 func (d *Daemon) Kill() error { return d.signal(syscall.SIGKILL, 30*time.Second) }
+
+// KillWithTrace kills the daemon so that it says what each goroutine was doing.
+func (d *Daemon) KillWithTrace() string {
+	_ = d.signal(syscall.SIGQUIT, 5*time.Second)
+	if d.Running() {
+		_ = d.Kill()
+	}
+	b, err := os.ReadFile(d.LogFile())
+	if err != nil {
+		return err.Error()
+	}
+	_, trace, _ := strings.Cut(string(b), "SIGQUIT: ")
+	return trace[:min(len(trace), 30000)]
+}
 
 // Stop ends the daemon with SIGTERM and waits until it is gone. It is an error when
 // that takes longer than the limit or the exit code is not 0.

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 
 	"github.com/k8ns/granary/pkg/wal"
@@ -23,14 +24,44 @@ type Cut struct {
 
 // Recover reads the logs of one volume from segments, calling apply for each record
 // with a sequence above from, in order, and makes the segments that matter part of l;
-// the others are let go. entries of a log beyond the cut that a later log states are
+// the others are let go. Entries of a log beyond the cut that a later log states are
 // never applied: apply sees only what belongs to the volume.
 //
+// epoch and log are those of the record from. Logs before that one are over: one that
+// a recovery cut may still have segments with records beyond the cut, in the pool, and
+// the log that said where it was cut may be gone.
+//
 // A bad record that a synced mark proves to have been durable is wal.ErrCorrupt,
-// naming file and offset; other bad records end the log (a torn tail).
-func (l *Log) Recover(segments []Recovered, from uint64, apply func(Entry) error) (Cut, error) {
-	sort.Slice(segments, func(i, j int) bool { return before(segments[i].Header, segments[j].Header) })
+// naming file and offset; other bad records end the log (a torn tail). After an error
+// every segment is part of l: nothing that may be evidence is used again.
+func (l *Log) Recover(segments []Recovered, epoch, log, from uint64, apply func(Entry) error) (Cut, error) {
+	all := segments
 	r := recovery{log: l, next: from + 1, cut: Cut{Last: from}, apply: apply}
+	segments = slices.DeleteFunc(slices.Clone(segments), func(s Recovered) bool {
+		over := s.Header.Epoch < epoch || s.Header.Epoch == epoch && s.Header.Log < log
+		if over {
+			r.unused = append(r.unused, s.Segment)
+		}
+		return over
+	})
+	err := r.readLogs(segments)
+	if err != nil {
+		l.segs = l.segs[:0]
+		for _, s := range all {
+			l.segs = append(l.segs, s.Segment)
+		}
+		return r.cut, err
+	}
+	for _, s := range r.unused {
+		s.Release()
+	}
+	l.prev.end = r.cut.Last
+	return r.cut, nil
+}
+
+// readLogs reads one log after the other.
+func (r *recovery) readLogs(segments []Recovered) error {
+	sort.Slice(segments, func(i, j int) bool { return before(segments[i].Header, segments[j].Header) })
 	for len(segments) > 0 {
 		n := sameLog(segments)
 		limit := ^uint64(0)
@@ -38,14 +69,13 @@ func (l *Log) Recover(segments []Recovered, from uint64, apply func(Entry) error
 			limit = segments[n].Header.PrevEnd
 		}
 		if err := r.readLog(segments[:n], limit); err != nil {
-			return r.cut, err
+			return err
 		}
 		last := segments[n-1].Header
-		l.prev = prevLog{last.Epoch, last.Log, r.cut.Last}
+		r.log.prev = prevLog{last.Epoch, last.Log, r.cut.Last}
 		segments = segments[n:]
 	}
-	l.prev.end = r.cut.Last
-	return r.cut, nil
+	return nil
 }
 
 func before(a, b Header) bool {
@@ -71,6 +101,8 @@ type recovery struct {
 	next  uint64 // sequence wanted next
 	cut   Cut
 	apply func(Entry) error
+
+	unused []*Segment // let go if all goes well
 }
 
 // readLog reads one log's segments up to sequence limit.
@@ -101,7 +133,7 @@ func (r *recovery) readLog(segments []Recovered, limit uint64) error {
 		if useful {
 			r.log.segs = append(r.log.segs, s.Segment)
 		} else {
-			s.Segment.Release()
+			r.unused = append(r.unused, s.Segment)
 		}
 	}
 	if limit != ^uint64(0) && r.next <= limit {
