@@ -93,7 +93,7 @@ func (s *Store) openReadOnly() error {
 	if err := s.openChunks(true); err != nil {
 		return err
 	}
-	owned, err := s.openJournal(true)
+	owned, bad, err := s.openJournal(true)
 	if err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func (s *Store) openReadOnly() error {
 	if err := s.loadDamage(); err != nil {
 		return err
 	}
-	return s.recoverVolumes(owned)
+	return s.recoverVolumes(owned, bad)
 }
 
 // image is a root with a name.

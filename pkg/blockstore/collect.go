@@ -160,7 +160,7 @@ func (s *Store) collectStep(c *collection) (more, wait bool, err error) {
 		// update waits for the commits before it: one whose outcome is not known may
 		// name what would be dropped, and then nothing may be.
 		var view catalog.View
-		_, err = s.cat.Update(func(v catalog.View) ([]catalog.Op, error) {
+		_, err = s.update(func(v catalog.View) ([]catalog.Op, error) {
 			view = v
 			return nil, nil
 		})

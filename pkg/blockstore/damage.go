@@ -49,7 +49,7 @@ const damageBatch = 1000
 
 func (s *Store) recordDamage(found []dedup.Damage) error {
 	now := s.o.Now().UTC()
-	_, err := s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
+	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
 		var ops []catalog.Op
 		seen := make(map[string]bool)
 		for _, d := range found {

@@ -13,11 +13,11 @@ import (
 var (
 	ErrNotFound = errors.New("not found")
 	ErrExists   = errors.New("already exists")
-	ErrInUse    = errors.New("in use")       // attached, or attached elsewhere
-	ErrBusy     = errors.New("busy")         // another operation on the same thing is running
-	ErrInvalid  = errors.New("invalid")      // bad argument
-	ErrRange    = errors.New("out of range") // a size that cannot be had
-	ErrFailed   = errors.New("volume failed closed")
+	ErrInUse    = errors.New("in use")        // attached, or attached elsewhere
+	ErrBusy     = errors.New("busy")          // another operation on the same thing is running
+	ErrInvalid  = errors.New("invalid")       // bad argument
+	ErrRange    = errors.New("out of range")  // a size that cannot be had
+	ErrFailed   = errors.New("failed closed") // a volume's journal or the catalog, after an I/O error (I8)
 	ErrClosed   = errors.New("closed")
 	// ErrOlder is a catalog older than the files beside it (I10).
 	ErrOlder = errors.New("catalog is older than the store")

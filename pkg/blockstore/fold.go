@@ -3,6 +3,7 @@ package blockstore
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -111,7 +112,7 @@ func (s *Store) fold(job foldJob) error {
 // commitFold makes root the volume's image at the job's position, and the root of the
 // cuts that stand there, in one commit that is conditional on the position before (I7).
 func (s *Store) commitFold(job foldJob, root dedup.Slot, delta int64, healed []dedup.Slot) error {
-	_, err := s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
+	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
 		var rec volumeRecord
 		e, err := get(view, keyVolume+job.v.id, &rec)
 		if errors.Is(err, ErrNotFound) {
@@ -233,7 +234,13 @@ func (f *folder) run() (dedup.Slot, int64, error) {
 	if err != nil {
 		return dedup.Slot{}, 0, err
 	}
-	res, err := f.s.tree.Update(f.job.root, f.extents(), f.w)
+	changes := f.extents()
+	if end := uint64(f.job.v.Size() / BlockSize); !f.job.root.IsZero() {
+		// Nothing is mapped behind the end; saying so lets go of a node that cannot be
+		// read once all that the volume has in it was written anew.
+		changes = append(changes, blockmap.Extent{First: end, Count: endOfBlocks - end})
+	}
+	res, err := f.s.tree.Update(f.job.root, changes, f.w)
 	if err != nil {
 		return dedup.Slot{}, 0, err
 	}
@@ -246,6 +253,9 @@ func (f *folder) run() (dedup.Slot, int64, error) {
 	}
 	return root, res.MappedDelta, f.w.Sync()
 }
+
+// endOfBlocks is behind every block of every volume.
+const endOfBlocks = math.MaxUint64
 
 // extents turns the changes into map extents, neighbours with neighbouring slots joined.
 func (f *folder) extents() []blockmap.Extent {

@@ -216,7 +216,7 @@ func (s *Store) resolveCut(ctx context.Context, id string) error {
 	for {
 		wait := s.sched.folded()
 		done := true
-		_, err := s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
+		_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
 			var err error
 			var ops []catalog.Op
 			done, ops, err = resolve(view, id)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 	"regexp"
@@ -125,6 +126,23 @@ func decode(e catalog.Entry, v any) error {
 		return fmt.Errorf("catalog record %s: %v: %w", e.Key, err, ErrCorrupt)
 	}
 	return nil
+}
+
+// update is catalog.Update with this package's errors.
+func (s *Store) update(fn func(catalog.View) ([]catalog.Op, error)) (uint64, error) {
+	n, err := s.cat.Update(fn)
+	switch {
+	case errors.Is(err, catalog.ErrClosed):
+		err = fmt.Errorf("store %s: %w", s.dir, ErrClosed)
+	case errors.Is(err, catalog.ErrFailed):
+		err = fmt.Errorf("store %s: %w: %w", s.dir, ErrFailed, err)
+	}
+	return n, err
+}
+
+// commit is catalog.Commit with this package's errors.
+func (s *Store) commit(ops ...catalog.Op) (uint64, error) {
+	return s.update(func(catalog.View) ([]catalog.Op, error) { return ops, nil })
 }
 
 // getter is the part of catalog.View and *catalog.Catalog that lookups need.

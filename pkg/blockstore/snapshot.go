@@ -55,7 +55,7 @@ func (s *Store) withCut(ctx context.Context, volumeID string, ops func(catalog.V
 // commitCut commits a cut at a position: pending if the volume has not been folded that
 // far, with the volume's root if it has.
 func (s *Store) commitCut(volumeID, id string, at position, ops func(catalog.View, cutPoint) ([]catalog.Op, error)) error {
-	_, err := s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
+	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
 		c := cutPoint{id: id}
 		if _, err := get(view, keyVolume+volumeID, &c.rec); err != nil {
 			return nil, err
@@ -222,7 +222,7 @@ func (s *Store) DeleteSnapshot(id string) error {
 		return err
 	}
 	mapped := int64(0)
-	_, err := s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
+	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
 		var rec snapshotRecord
 		e, err := get(view, keySnapshot+id, &rec)
 		if err != nil {

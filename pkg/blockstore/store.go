@@ -106,7 +106,7 @@ func (s *Store) open() error {
 	if err := s.openChunks(false); err != nil {
 		return err
 	}
-	owned, err := s.openJournal(false)
+	owned, bad, err := s.openJournal(false)
 	if err != nil {
 		return err
 	}
@@ -119,7 +119,7 @@ func (s *Store) open() error {
 	if err := s.loadDamage(); err != nil {
 		return err
 	}
-	if err := s.recoverVolumes(owned); err != nil {
+	if err := s.recoverVolumes(owned, bad); err != nil {
 		return err
 	}
 	if err := s.removeDeleted(); err != nil {
@@ -153,11 +153,11 @@ func (s *Store) openChunks(readOnly bool) (err error) {
 	return nil
 }
 
-func (s *Store) openJournal(readOnly bool) ([]journal.Recovered, error) {
+func (s *Store) openJournal(readOnly bool) ([]journal.Recovered, []journal.Bad, error) {
 	dir := path.Join(s.dir, dirJournal)
 	if !readOnly {
 		if err := s.fsys.MkdirAll(dir); err != nil {
-			return nil, fmt.Errorf("open store: %w", err)
+			return nil, nil, fmt.Errorf("open store: %w", err)
 		}
 	}
 	pool, owned, bad, err := journal.OpenPool(s.fsys, dir, journal.PoolOptions{
@@ -165,14 +165,11 @@ func (s *Store) openJournal(readOnly bool) ([]journal.Recovered, error) {
 		Allow: s.allowSegment, Rand: s.o.Rand, ReadOnly: readOnly,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
-	}
-	for _, b := range bad {
-		s.log.Warn("journal segment taken as free", "err", b)
+		return nil, nil, fmt.Errorf("open store: %w", err)
 	}
 	s.pool = pool
 	s.maxWrite = min(pool.MaxPayload(), 1<<20)
-	return owned, nil
+	return owned, bad, nil
 }
 
 // checkAge refuses a catalog older than what was written beside it (I10).
@@ -194,7 +191,7 @@ func (s *Store) checkAge(h storeHeader, owned []journal.Recovered) error {
 }
 
 // recoverVolumes reads the journals of all volumes back.
-func (s *Store) recoverVolumes(owned []journal.Recovered) error {
+func (s *Store) recoverVolumes(owned []journal.Recovered, bad []journal.Bad) error {
 	byVolume := make(map[string][]journal.Recovered)
 	for _, o := range owned {
 		id := "v-" + hex.EncodeToString(o.Header.Owner[:])
@@ -221,8 +218,7 @@ func (s *Store) recoverVolumes(owned []journal.Recovered) error {
 		}
 		v := s.newVolume(id, rec)
 		if err := v.recover(byVolume[id], cuts[id]); err != nil {
-			s.log.Error("journal cannot be read back", "volume_id", id, "err", err)
-			v.mu.failed, v.mu.unfoldable = err, true
+			v.lost(err)
 		}
 		delete(cuts, id)
 		if v.busy() {
@@ -231,17 +227,74 @@ func (s *Store) recoverVolumes(owned []journal.Recovered) error {
 			v.mu.log.Drop()
 		}
 	}
+	if err := s.inspect(bad); err != nil {
+		return err
+	}
 	for id, c := range cuts {
-		s.log.Error("the journal of a pending cut is missing", "volume_id", id, "cut", c[0].id)
-		var rec volumeRecord
-		if _, err := get(s.cat, keyVolume+id, &rec); err == nil {
-			v := s.newVolume(id, rec)
-			v.mu.failed = fmt.Errorf("the journal that holds snapshot cut %s is missing: %w", c[0].id, ErrCorrupt)
-			v.mu.unfoldable = true
-			s.mu.volumes[id] = v
+		s.loseJournal(id, fmt.Errorf("the journal that holds snapshot cut %s is missing: %w", c[0].id, ErrCorrupt))
+	}
+	return nil
+}
+
+// inspect looks at segments whose header is bad. One that shows durable records which
+// its volume has not folded was damaged: the volume fails closed, and the segment is
+// kept. Any other was torn while it was being reused, and is free.
+func (s *Store) inspect(bad []journal.Bad) error {
+	for _, b := range bad {
+		s.log.Warn("journal segment with a bad header", "err", b.Err)
+		if b.Segment == nil {
+			continue
+		}
+		traces, err := journal.Inspect(b.Segment)
+		if err != nil {
+			s.log.Error("journal segment cannot be read and is kept as it is", "err", err)
+			s.pool.Pin(b.Segment)
+			continue
+		}
+		needed := false
+		for _, t := range traces {
+			id := "v-" + hex.EncodeToString(t.Owner[:])
+			var rec volumeRecord
+			if _, err := get(s.cat, keyVolume+id, &rec); errors.Is(err, ErrNotFound) {
+				continue
+			} else if err != nil {
+				return err
+			}
+			if seq, lost := t.Lost(rec.Position.Seq); lost {
+				needed = true
+				s.loseJournal(id, fmt.Errorf("%w: %v, and it holds synced record %d", ErrCorrupt, b.Err, seq))
+			}
+		}
+		if needed {
+			s.pool.Pin(b.Segment)
+		} else {
+			b.Segment.Release()
 		}
 	}
 	return nil
+}
+
+// loseJournal makes a volume fail closed whose journal has lost what was durable.
+func (s *Store) loseJournal(id string, err error) {
+	v := s.mu.volumes[id]
+	if v == nil {
+		var rec volumeRecord
+		if _, err := get(s.cat, keyVolume+id, &rec); err != nil {
+			s.log.Error("volume without a record", "volume_id", id, "err", err)
+			return
+		}
+		v = s.newVolume(id, rec)
+		s.mu.volumes[id] = v
+	}
+	v.lost(err)
+}
+
+// lost makes the volume fail closed for good: what its journal held cannot be read
+// back. Called while the store opens.
+func (v *Volume) lost(err error) {
+	v.store.log.Error("journal cannot be read back", "volume_id", v.id, "err", err)
+	v.mu.failed, v.mu.unfoldable = err, true
+	v.mu.log.Pin()
 }
 
 // removeDeleted drops the records of deleted volumes that owe nothing any more: a crash
@@ -255,7 +308,7 @@ func (s *Store) removeDeleted() error {
 		if !rec.Deleted || s.mu.volumes[strings.TrimPrefix(e.Key, keyVolume)] != nil {
 			continue
 		}
-		if _, err := s.cat.Commit(del(e.Key, e.Revision)); err != nil {
+		if _, err := s.commit(del(e.Key, e.Revision)); err != nil {
 			return err
 		}
 	}

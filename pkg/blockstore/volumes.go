@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/k8ns/granary/pkg/catalog"
 )
@@ -27,7 +28,7 @@ func (s *Store) CreateVolume(spec VolumeSpec) (VolumeInfo, error) {
 	if spec.FromVolume != "" {
 		err = s.cloneVolume(id, spec)
 	} else {
-		_, err = s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
+		_, err = s.update(func(view catalog.View) ([]catalog.Op, error) {
 			if spec.FromSnapshot != "" {
 				return restoreOps(view, id, spec, s.newRecord(spec))
 			}
@@ -207,9 +208,14 @@ func restoreOps(view catalog.View, id string, spec VolumeSpec, rec volumeRecord)
 	return volumeOps(view, id, rec, more...)
 }
 
+// cloneWait is how long a clone waits for folds of its source that must come first.
+const cloneWait = 30 * time.Second
+
 // cloneVolume makes a volume out of another one's present image.
 func (s *Store) cloneVolume(id string, spec VolumeSpec) error {
-	return s.withCut(context.Background(), spec.FromVolume, func(view catalog.View, c cutPoint) ([]catalog.Op, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), cloneWait)
+	defer cancel()
+	return s.withCut(ctx, spec.FromVolume, func(view catalog.View, c cutPoint) ([]catalog.Op, error) {
 		rec := s.newRecord(spec)
 		src := source{spec.FromVolume, c.rec.Size, c.rec.Sector, c.rec.Compression, c.rec.OnFull, c.rec.State, c.rec.FSType}
 		if err := rec.startAt(src, spec); err != nil {
@@ -236,7 +242,7 @@ func (s *Store) DeleteVolume(id string) error {
 		return err
 	}
 	mapped := int64(0)
-	_, err = s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
+	_, err = s.update(func(view catalog.View) ([]catalog.Op, error) {
 		ops, n, err := deleteOps(view, id, owes)
 		mapped = n
 		return ops, err
@@ -374,7 +380,7 @@ func (s *Store) SetVolumeState(id string, state VolumeState, fsType string) erro
 
 // updateVolume changes a volume's record in one commit.
 func (s *Store) updateVolume(id string, fn func(*volumeRecord) error) error {
-	_, err := s.cat.Update(func(view catalog.View) ([]catalog.Op, error) {
+	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
 		var rec volumeRecord
 		e, err := get(view, keyVolume+id, &rec)
 		if err != nil {
@@ -466,7 +472,7 @@ func (s *Store) PutAttachment(a Attachment) error {
 	if err := checkID('v', a.Volume); err != nil {
 		return err
 	}
-	_, err := s.cat.Commit(put(keyAttach+a.Volume, a, catalog.ExpectAny))
+	_, err := s.commit(put(keyAttach+a.Volume, a, catalog.ExpectAny))
 	return err
 }
 
@@ -475,7 +481,7 @@ func (s *Store) RemoveAttachment(volumeID string) error {
 	if _, ok := s.cat.Get(keyAttach + volumeID); !ok {
 		return nil
 	}
-	_, err := s.cat.Commit(del(keyAttach+volumeID, catalog.ExpectAny))
+	_, err := s.commit(del(keyAttach+volumeID, catalog.ExpectAny))
 	return err
 }
 

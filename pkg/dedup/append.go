@@ -20,15 +20,30 @@ func (s *Store) append(e *encodedChunk) ([]*chunkCopy, error) {
 		copies, full, err := s.tryAppend(e)
 		if full != nil {
 			// What the chunk's owner needs is that it is durable, and Sync sees to that.
-			if err := s.seal(full); err != nil {
-				s.problem(Problem{File: full.blob.Name(), Text: "sealing failed: " + err.Error()})
-			}
+			s.sealFull(full)
 		}
 		switch {
 		case errors.Is(err, errAbandoned) && errors.Is(err, errRetry):
 		case errors.Is(err, ErrNoSpace) && s.o.NoSpace():
 		default:
 			return copies, err
+		}
+	}
+}
+
+// sealFull seals a file that is full. On a full disk it may stay open: SealOpen and
+// Close try again.
+func (s *Store) sealFull(f *file) {
+	for {
+		err := s.seal(f)
+		switch {
+		case err == nil:
+			return
+		case !errors.Is(err, ErrNoSpace):
+			s.problem(Problem{File: f.blob.Name(), Text: "sealing failed: " + err.Error()})
+			return
+		case !s.o.NoSpace():
+			return
 		}
 	}
 }
@@ -111,7 +126,9 @@ func (s *Store) appendTo(f *file, e *encodedChunk, indexed bool) (*chunkCopy, er
 	bufs := append([][]byte{e.meta}, e.data...)
 	if _, err := f.blob.Writer().WriteVec(bufs, at); err != nil {
 		err = fmt.Errorf("append to %s: %w", f.blob.Name(), err)
-		if !errors.Is(err, ErrNoSpace) {
+		if errors.Is(err, ErrNoSpace) {
+			f.blob.Writer().Truncate(at) // what was written of it must not follow a footer
+		} else {
 			s.abandon(f, err)
 		}
 		return nil, err
@@ -250,7 +267,9 @@ func (s *Store) seal(f *file) error {
 	w := f.blob.Writer()
 	if _, err := w.WriteVec([][]byte{footer, t.encode()}, size); err != nil {
 		err = fmt.Errorf("seal %s: %w", f.blob.Name(), err)
-		if !errors.Is(err, ErrNoSpace) {
+		if errors.Is(err, ErrNoSpace) {
+			w.Truncate(size)
+		} else {
 			s.abandon(f, err)
 		}
 		return err

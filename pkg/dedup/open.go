@@ -200,7 +200,7 @@ func (s *Store) scan(ff *foundFile) {
 			if len(ff.chunks) <= 1<<16-1 {
 				ff.hooks = append(ff.hooks, hooks...)
 			}
-			if gap {
+			if gap && ff.sealed { // in an open file, a power cut takes what it likes of what was not synced
 				ff.problems = append(ff.problems, Problem{File: ff.Name, Offset: ff.end, Text: "bytes that are no whole chunk, before others that are"})
 			}
 			ff.chunks = append(ff.chunks, *c)

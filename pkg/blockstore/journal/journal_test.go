@@ -23,7 +23,7 @@ func pool(t *testing.T, fsys vfs.FS, segments int64) (*Pool, []Recovered) {
 		Rand: reader{rand.NewChaCha8([32]byte{3})},
 	})
 	if err != nil || len(bad) > 0 {
-		t.Fatal(err, bad)
+		t.Fatalf("%v %v", err, bad)
 	}
 	return p, owned
 }

@@ -157,6 +157,13 @@ func (l *Log) Trim(seq uint64) {
 	}
 }
 
+// Pin keeps every segment out of the pool's budget: the log cannot be read back.
+func (l *Log) Pin() {
+	for _, s := range l.segs {
+		l.pool.Pin(s)
+	}
+}
+
 // Drop lets go of every segment.
 func (l *Log) Drop() { l.Trim(^uint64(0)) }
 

@@ -43,12 +43,13 @@ type Pool struct {
 
 	mu struct {
 		sync.Mutex
-		all   map[uint64]*Segment
-		free  []*Segment
-		next  uint64
-		freed chan struct{} // closed when a segment comes back
-		bytes int64         // of all segments
-		logs  uint64        // numbers given to logs in this epoch
+		all    map[uint64]*Segment
+		free   []*Segment
+		next   uint64
+		freed  chan struct{} // closed when a segment comes back
+		bytes  int64         // of all segments
+		pinned int64         // of those that are kept as evidence, outside the budget
+		logs   uint64        // numbers given to logs in this epoch
 	}
 }
 
@@ -58,13 +59,18 @@ type Recovered struct {
 	Header  Header
 }
 
+// Bad is a file that is no segment, or one whose header cannot be read or does not
+// check. Segment is nil or held by nobody: see Inspect.
+type Bad struct {
+	Segment *Segment
+	Err     error
+}
+
 // OpenPool opens every segment in dir. Segments whose header names an owner are
 // returned, in no log: the caller gives each to a log through Recover, or back with
-// Free. A segment whose header does not check is free: headers of segments with
-// records that matter are durable before any of these was acknowledged as flushed,
-// so a bad one is either torn while being reused or damaged; damaged is told the
-// caller in bad.
-func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovered, bad []error, err error) {
+// Release. A segment with a bad header was torn while it was being reused, or is
+// damaged: what is in it must be looked at before it is given back.
+func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovered, bad []Bad, err error) {
 	p = &Pool{fsys: fsys, dir: dir, o: o}
 	p.mu.all = make(map[uint64]*Segment)
 	p.mu.freed = make(chan struct{})
@@ -84,7 +90,7 @@ func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovere
 		}
 		num, ok := parseName(name)
 		if !ok {
-			bad = append(bad, fmt.Errorf("%s: not a segment's name: %w", full, wal.ErrFormat))
+			bad = append(bad, Bad{nil, fmt.Errorf("%s: not a segment's name: %w", full, wal.ErrFormat)})
 			continue
 		}
 		seg, err := p.openSegment(full, num)
@@ -93,18 +99,16 @@ func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovere
 			return nil, nil, nil, err
 		}
 		if seg == nil { // shorter than any segment: a creation that was not finished
-			bad = append(bad, fmt.Errorf("%s: shorter than a segment: %w", full, wal.ErrCorrupt))
+			bad = append(bad, Bad{nil, fmt.Errorf("%s: shorter than a segment: %w", full, wal.ErrCorrupt)})
 			continue
 		}
 		h, err := seg.readHeader()
 		switch {
-		case err != nil && isStructural(err):
-			bad = append(bad, fmt.Errorf("%s: %w", full, err))
-			seg.refs.Store(0)
-			p.put(seg)
-		case err != nil:
+		case errors.Is(err, wal.ErrVersion):
 			p.Close()
 			return nil, nil, nil, fmt.Errorf("%s: %w", full, err)
+		case err != nil:
+			bad = append(bad, Bad{seg, fmt.Errorf("%s: %w", full, err)})
 		case h.Owner == [16]byte{}:
 			seg.refs.Store(0)
 			p.put(seg)
@@ -117,10 +121,6 @@ func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovere
 		}
 	}
 	return p, owned, bad, nil
-}
-
-func isStructural(err error) bool {
-	return errors.Is(err, wal.ErrCorrupt) || errors.Is(err, wal.ErrFormat)
 }
 
 func segmentName(num uint64) string { return fmt.Sprintf("%016x.seg", num) }
@@ -197,7 +197,7 @@ func (p *Pool) Get() (*Segment, error) {
 // grow makes one more segment, which the caller holds; ErrNoSegment above the budget.
 func (p *Pool) grow() (*Segment, error) {
 	p.mu.Lock()
-	if p.mu.bytes+p.o.SegmentBytes > p.o.BudgetBytes && p.mu.bytes > 0 {
+	if used := p.mu.bytes - p.mu.pinned; used+p.o.SegmentBytes > p.o.BudgetBytes && used > 0 {
 		p.mu.Unlock()
 		return nil, ErrNoSegment
 	}
@@ -295,6 +295,10 @@ func (p *Pool) fill(f vfs.File) error {
 func (p *Pool) put(s *Segment) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if s.pinned {
+		s.pinned = false
+		p.mu.pinned -= s.pages * wal.PageSize
+	}
 	if s.bad.Load() {
 		delete(p.mu.all, s.num)
 		p.mu.bytes -= s.pages * wal.PageSize
@@ -305,6 +309,17 @@ func (p *Pool) put(s *Segment) {
 	}
 	close(p.mu.freed)
 	p.mu.freed = make(chan struct{})
+}
+
+// Pin takes a segment that must be kept, because nobody can read it back, out of the
+// budget, so that other volumes can write. It ends when the segment is released.
+func (p *Pool) Pin(s *Segment) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !s.pinned {
+		s.pinned = true
+		p.mu.pinned += s.pages * wal.PageSize
+	}
 }
 
 // Wake wakes who waits on Freed, to look again whether something has changed.
@@ -326,7 +341,7 @@ func (p *Pool) Freed() <-chan struct{} {
 func (p *Pool) Room() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.mu.free) > 0 || p.mu.bytes+p.o.SegmentBytes <= p.o.BudgetBytes
+	return len(p.mu.free) > 0 || p.mu.bytes-p.mu.pinned+p.o.SegmentBytes <= p.o.BudgetBytes
 }
 
 // PoolStats describe the pool, in bytes and segments.

@@ -89,6 +89,8 @@ type Segment struct {
 	refs atomic.Int32
 	bad  atomic.Bool // an append or a sync failed: the file is never used again (I8)
 
+	pinned bool // under the pool's mutex: kept as evidence, outside the budget
+
 	// Owned by the Log that holds the segment, under its volume's mutex.
 	header Header
 	last   uint64 // highest sequence in it
