@@ -231,6 +231,9 @@ func (s *Store) runCollection(ctx context.Context, minLive float64, rest int) (C
 		if err != nil {
 			return CollectResult{}, fmt.Errorf("collect: %w", err)
 		}
+		if err := s.tidyDamage(); err != nil {
+			s.log.Warn("records of healed damage cannot be deleted", "err", err)
+		}
 		freed := before - s.chunks.Stats().Stored
 		s.log.Info("collected", "freed_bytes", freed, "garbage_bytes", garbage)
 		s.coll.marked(max(0, garbage-freed))

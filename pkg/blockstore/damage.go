@@ -2,6 +2,7 @@ package blockstore
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"github.com/k8ns/granary/pkg/catalog"
@@ -108,6 +109,29 @@ func (s *Store) loadDamage() error {
 	}
 	s.chunks.LoadDamage(known)
 	return nil
+}
+
+// tidyDamage deletes records of slots that are whole again or gone for good: copied from
+// another copy, or collected.
+func (s *Store) tidyDamage() error {
+	bad := make(map[dedup.Slot]bool)
+	for _, d := range s.chunks.Damaged() {
+		bad[d.Slot] = true
+	}
+	var gone []catalog.Op
+	for _, e := range s.scan(keyDamage) {
+		if slot, ok := parseDamageKey(e.Key); ok && !bad[slot] && len(gone) < damageBatch {
+			gone = append(gone, del(e.Key, e.Revision))
+		}
+	}
+	if len(gone) == 0 {
+		return nil
+	}
+	_, err := s.commit(gone...)
+	if errors.Is(err, catalog.ErrConflict) {
+		return nil // healed by a fold meanwhile: another time
+	}
+	return err
 }
 
 // forgetDamage drops findings that were healed before they were recorded.

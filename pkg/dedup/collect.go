@@ -96,7 +96,8 @@ type extraSlot struct {
 	slot int
 }
 
-// Plan picks the sealed files that are worth collecting, the dead ones first. Only
+// Plan picks the sealed files that are worth collecting: with dead bytes enough, or with
+// bad ones that nobody needs; the dead ones first. Only
 // one Collection is under way at a time: while there is one, Plan picks nothing.
 func (s *Store) Plan(live LiveSet, h Horizon, o PlanOptions) *Collection {
 	if o.MinLive == 0 {
@@ -121,7 +122,7 @@ func (s *Store) Plan(live LiveSet, h Horizon, o PlanOptions) *Collection {
 		part := float64(bytes) / float64(max(f.size, 1))
 		switch {
 		case damaged:
-		case bytes == 0 || part < o.MinLive:
+		case bytes == 0 || part < o.MinLive || f.rotten():
 			picked = append(picked, candidate{f, part})
 		case o.MergeSmall && f.size < s.o.FileBytes/2:
 			small = append(small, candidate{f, part})
@@ -146,6 +147,13 @@ func (s *Store) Plan(live LiveSet, h Horizon, o PlanOptions) *Collection {
 		s.collecting, c.ended = true, false
 	}
 	return c
+}
+
+// rotten tells whether the file has bad slots. If none of them is needed (liveBytes
+// tells), writing the rest anew gets rid of them, and of what check says of them.
+// Store.mu is held.
+func (f *file) rotten() bool {
+	return slices.ContainsFunc(f.copies, func(c *chunkCopy) bool { return c.bad != nil })
 }
 
 // liveBytes estimates how many stored bytes of a file must stay. damaged tells that a

@@ -73,6 +73,11 @@ func newWorld(e *env, kind string, sector, size int64) *world {
 	}
 	e.Logf("GRANARY_SEED=%d", seed)
 	w := &world{env: e, r: rand.New(rand.NewPCG(seed, 1)), volume: size}
+	e.Cleanup(func() {
+		if e.Failed() {
+			e.Logf("last operations:\n  %s", strings.Join(w.history[max(0, len(w.history)-20):], "\n  "))
+		}
+	})
 	w.s = &subject{e: e, volume: "subject", kind: kind, unit: sector}
 	e.create("subject", fmt.Sprint(size), "--block-size", fmt.Sprint(sector))
 	if kind == "raw" {
@@ -153,11 +158,11 @@ func (w *world) note(format string, args ...any) {
 	}
 }
 
-// must ends the test with the last operations.
+// must ends the test unless all is well.
 func (w *world) must(err error) {
 	w.Helper()
 	if err != nil {
-		w.Fatalf("%v\nlast operations:\n  %s", err, strings.Join(w.history[max(0, len(w.history)-15):], "\n  "))
+		w.Fatal(err)
 	}
 }
 
