@@ -317,8 +317,7 @@ func (s *Store) collectLoop(ctx context.Context) {
 			s.log.Warn("collection failed and will be tried again", "err", err)
 		}
 		if full && ctx.Err() == nil {
-			s.allowSegment(s.pool.Stats().InUse) // finds out whether the reserve can be had again
-			s.pool.Wake()
+			s.probeSpace()
 			sleep(ctx, time.Second)
 			if s.isFull() {
 				s.sched.kickCollect()

@@ -399,8 +399,23 @@ func (s *Store) allowSegment(inUse int) error {
 		return nil
 	}
 	err := s.reserve.ensure(inUse)
-	s.setFull(errors.Is(err, ErrNoSpace), err)
+	if errors.Is(err, ErrNoSpace) {
+		s.setFull(true, err)
+	}
 	return err
+}
+
+// probeSpace finds out whether a full disk has room again for the reserve and for the
+// next segment, and lets the writers look.
+func (s *Store) probeSpace() {
+	err := s.allowSegment(s.pool.Stats().InUse + 1)
+	if err == nil {
+		err = s.pool.Prepare(1)
+	}
+	if err == nil {
+		s.setFull(false, nil)
+	}
+	s.pool.Wake()
 }
 
 // noSpace is called by a fold or collection that met a full disk: true if something of

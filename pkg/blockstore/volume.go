@@ -215,6 +215,7 @@ func (v *Volume) extend() error {
 		v.store.setFull(true, err)
 	}
 	if err == nil {
+		v.store.setFull(false, nil)
 		err = v.install(seg)
 	}
 	v.mu.Lock()

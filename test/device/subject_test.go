@@ -134,6 +134,10 @@ func (s *subject) grow(to int64) {
 		s.openFile()
 	case "xfs":
 		s.e.run("xfs_growfs", s.dir)
+		// Linux cannot replay an xfs log that holds the growth and later changes of the
+		// new allocation group, on any device: freezing writes the new size back first.
+		s.e.run("fsfreeze", "-f", s.dir)
+		s.e.run("fsfreeze", "-u", s.dir)
 	}
 }
 
