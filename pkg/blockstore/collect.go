@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -351,25 +350,4 @@ func (s *Store) warrantsCollection() bool {
 		pending = int64(float64(pending) * float64(st.Stored) / float64(st.Slots*BlockSize))
 	}
 	return pending >= limit
-}
-
-func damageKey(slot dedup.Slot) string {
-	return fmt.Sprintf("%s%s/%04d", keyDamage, slot.Chunk, slot.Slot)
-}
-
-// parseDamageKey is the reverse of damageKey.
-func parseDamageKey(key string) (slot dedup.Slot, ok bool) {
-	chunk, num, found := strings.Cut(strings.TrimPrefix(key, keyDamage), "/")
-	if !found {
-		return slot, false
-	}
-	id, err := dedup.ParseChunkID(chunk)
-	if err != nil {
-		return slot, false
-	}
-	n := 0
-	if _, err := fmt.Sscanf(num, "%04d", &n); err != nil || n < 0 || n >= dedup.MaxSlots {
-		return slot, false
-	}
-	return dedup.Slot{Chunk: id, Slot: uint16(n)}, true
 }

@@ -3,6 +3,8 @@ package blockstore
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"sync"
 
 	"github.com/k8ns/granary/pkg/catalog"
@@ -153,4 +155,26 @@ func (s *Store) forgetDamage(healed []dedup.Slot) {
 		}
 	}
 	s.damage.found = kept
+}
+
+// damageKey is the catalog key of a slot's damage record.
+func damageKey(slot dedup.Slot) string {
+	return fmt.Sprintf("%s%s/%04d", keyDamage, slot.Chunk, slot.Slot)
+}
+
+// parseDamageKey is the reverse of damageKey.
+func parseDamageKey(key string) (slot dedup.Slot, ok bool) {
+	chunk, num, found := strings.Cut(strings.TrimPrefix(key, keyDamage), "/")
+	if !found {
+		return slot, false
+	}
+	id, err := dedup.ParseChunkID(chunk)
+	if err != nil {
+		return slot, false
+	}
+	n := 0
+	if _, err := fmt.Sscanf(num, "%04d", &n); err != nil || n < 0 || n >= dedup.MaxSlots {
+		return slot, false
+	}
+	return dedup.Slot{Chunk: id, Slot: uint16(n)}, true
 }

@@ -8,7 +8,6 @@ import (
 	"github.com/k8ns/granary/pkg/blockstore/journal"
 	"github.com/k8ns/granary/pkg/catalog"
 	"github.com/k8ns/granary/pkg/dedup"
-	"github.com/k8ns/granary/pkg/wal"
 )
 
 func codecOf(compression string) dedup.Codec {
@@ -41,69 +40,6 @@ func layerFrom(p position) *layer { return &layer{last: p.Seq, epoch: p.Epoch, l
 
 // end is the position of the layer's last record.
 func (l *layer) end() position { return position{l.epoch, l.log, l.last} }
-
-// recover reads the volume's journal back and freezes layers where cuts wait for
-// their root. Called before anybody else knows the volume.
-func (v *Volume) recover(segments []journal.Recovered, cuts []pendingCut) error {
-	from := v.mu.pos.Seq
-	if len(cuts) > 0 && cuts[0].seq <= from {
-		return fmt.Errorf("snapshot cut %s stands at sequence %d without a root, but the volume is folded up to %d: %w", cuts[0].id, cuts[0].seq, from, ErrCorrupt)
-	}
-	freeze := func(seq uint64) {
-		for len(cuts) > 0 && cuts[0].seq <= seq {
-			active := v.mu.layers[len(v.mu.layers)-1]
-			active.cuts = append(active.cuts, cuts[0].id)
-			cuts = cuts[1:]
-			if len(cuts) == 0 || cuts[0].seq > active.last {
-				v.freeze()
-			}
-		}
-	}
-	end, err := v.mu.log.Recover(segments, v.mu.pos.Epoch, v.mu.pos.Log, from, func(e journal.Entry) error {
-		if len(cuts) > 0 && cuts[0].seq < e.Record.Seq {
-			freeze(e.Record.Seq - 1)
-		}
-		return v.replay(e)
-	})
-	if err != nil {
-		return err
-	}
-	if n := len(cuts); n > 0 && cuts[n-1].seq > end.Last {
-		return fmt.Errorf("journal ends at sequence %d, but snapshot cut %s stands at %d: %w", end.Last, cuts[n-1].id, cuts[n-1].seq, ErrCorrupt)
-	}
-	freeze(end.Last)
-	v.mu.next = end.Last + 1
-	// What was read back was in the files' page cache at least; whether it is durable
-	// nobody knows, so the next sync covers it again.
-	v.mu.appended, v.mu.dataSeq = end.Last, end.Last
-	v.mu.synced, v.mu.marked = min(max(end.Synced, from), end.Last), min(max(end.Synced, from), end.Last)
-	return nil
-}
-
-// replay puts one journal record into the active layer.
-func (v *Volume) replay(e journal.Entry) error {
-	rec := e.Record
-	off, n := int64(rec.Offset), int64(rec.Length)
-	active := v.mu.layers[len(v.mu.layers)-1]
-	active.last, active.epoch, active.log = rec.Seq, rec.Epoch, rec.Log
-	active.bytes += rec.Size()
-	var src *payload
-	switch rec.Type {
-	case wal.TypeMark:
-		return nil
-	case wal.TypeWrite:
-		src = &payload{start: off, n: n, seg: e.Segment, off: e.Payload, crcs: e.CRCs}
-	case wal.TypeHole:
-	default:
-		return fmt.Errorf("%s: a record of type %v in a journal: %w", e.Segment.Name(), rec.Type, ErrCorrupt)
-	}
-	if off < 0 || n <= 0 || off%sectorBytes != 0 || n%sectorBytes != 0 || off > v.Size() || n > v.Size()-off {
-		return fmt.Errorf("%s: record %d covers %d bytes at %d of a volume of %d: %w", e.Segment.Name(), rec.Seq, n, off, v.Size(), ErrCorrupt)
-	}
-	v.mu.oldest, v.mu.written = v.store.o.Now(), v.store.o.Now()
-	active.put(off/sectorBytes, (off+n)/sectorBytes, src)
-	return nil
-}
 
 // freeze ends the active layer and begins another. Called with v.mu held.
 func (v *Volume) freeze() {

@@ -465,36 +465,3 @@ func (s *Store) describe(id string, rec volumeRecord) VolumeInfo {
 	}
 	return info
 }
-
-// PutAttachment records host state of an open volume durably, so that a start after a
-// death can clear it.
-func (s *Store) PutAttachment(a Attachment) error {
-	if err := checkID('v', a.Volume); err != nil {
-		return err
-	}
-	_, err := s.commit(put(keyAttach+a.Volume, a, catalog.ExpectAny))
-	return err
-}
-
-// RemoveAttachment forgets it; no error if there is none.
-func (s *Store) RemoveAttachment(volumeID string) error {
-	if _, ok := s.cat.Get(keyAttach + volumeID); !ok {
-		return nil
-	}
-	_, err := s.commit(del(keyAttach+volumeID, catalog.ExpectAny))
-	return err
-}
-
-// Attachments lists what is recorded, by volume ID.
-func (s *Store) Attachments() []Attachment {
-	var out []Attachment
-	for _, e := range s.scan(keyAttach) {
-		var a Attachment
-		if err := decode(e, &a); err != nil {
-			s.log.Error("unreadable record", "err", err)
-			continue
-		}
-		out = append(out, a)
-	}
-	return out
-}

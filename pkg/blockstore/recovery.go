@@ -1,0 +1,223 @@
+package blockstore
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+
+	"github.com/k8ns/granary/pkg/blockstore/journal"
+	"github.com/k8ns/granary/pkg/wal"
+)
+
+// recoverVolumes reads the journals of all volumes back.
+func (s *Store) recoverVolumes(owned []journal.Recovered, bad []journal.Bad) error {
+	byVolume := make(map[string][]journal.Recovered)
+	for _, o := range owned {
+		id := "v-" + hex.EncodeToString(o.Header.Owner[:])
+		byVolume[id] = append(byVolume[id], o)
+	}
+	cuts, err := s.pendingCuts()
+	if err != nil {
+		return err
+	}
+	ids := make([]string, 0, len(byVolume))
+	for id := range byVolume {
+		ids = append(ids, id)
+	}
+	sort.Strings(ids) // one order for one state
+	for _, id := range ids {
+		var rec volumeRecord
+		if _, err := get(s.cat, keyVolume+id, &rec); errors.Is(err, ErrNotFound) {
+			for _, r := range byVolume[id] { // deleted: its journal is nobody's
+				r.Segment.Release()
+			}
+			continue
+		} else if err != nil {
+			return err
+		}
+		v := s.newVolume(id, rec)
+		if err := v.recover(byVolume[id], cuts[id]); err != nil {
+			v.lost(err)
+		}
+		delete(cuts, id)
+		if v.busy() {
+			s.mu.volumes[id] = v
+		} else {
+			v.mu.log.Drop()
+		}
+	}
+	if err := s.inspect(bad); err != nil {
+		return err
+	}
+	for id, c := range cuts {
+		s.loseJournal(id, fmt.Errorf("the journal that holds snapshot cut %s is missing: %w", c[0].id, ErrCorrupt))
+	}
+	return nil
+}
+
+// inspect looks at segments whose header is bad. One that shows durable records which
+// its volume has not folded was damaged: the volume fails closed, and the segment is
+// kept. Any other was torn while it was being reused, and is free.
+func (s *Store) inspect(bad []journal.Bad) error {
+	for _, b := range bad {
+		s.log.Warn("journal segment with a bad header", "err", b.Err)
+		if b.Segment == nil {
+			continue
+		}
+		traces, err := journal.Inspect(b.Segment)
+		if err != nil {
+			s.log.Error("journal segment cannot be read and is kept as it is", "err", err)
+			s.pool.Pin(b.Segment)
+			continue
+		}
+		needed := false
+		for _, t := range traces {
+			id := "v-" + hex.EncodeToString(t.Owner[:])
+			var rec volumeRecord
+			if _, err := get(s.cat, keyVolume+id, &rec); errors.Is(err, ErrNotFound) {
+				continue
+			} else if err != nil {
+				return err
+			}
+			if seq, lost := t.Lost(rec.Position.Seq); lost {
+				needed = true
+				s.loseJournal(id, fmt.Errorf("%w: %v, and it holds synced record %d", ErrCorrupt, b.Err, seq))
+			}
+		}
+		if needed {
+			s.pool.Pin(b.Segment)
+		} else {
+			b.Segment.Release()
+		}
+	}
+	return nil
+}
+
+// loseJournal makes a volume fail closed whose journal has lost what was durable.
+func (s *Store) loseJournal(id string, err error) {
+	v := s.mu.volumes[id]
+	if v == nil {
+		var rec volumeRecord
+		if _, err := get(s.cat, keyVolume+id, &rec); err != nil {
+			s.log.Error("volume without a record", "volume_id", id, "err", err)
+			return
+		}
+		v = s.newVolume(id, rec)
+		s.mu.volumes[id] = v
+	}
+	v.lost(err)
+}
+
+// lost makes the volume fail closed for good: what its journal held cannot be read
+// back. Called while the store opens.
+func (v *Volume) lost(err error) {
+	v.store.log.Error("journal cannot be read back", "volume_id", v.id, "err", err)
+	v.mu.failed, v.mu.unfoldable = err, true
+	v.mu.log.Pin()
+}
+
+// removeDeleted drops the records of deleted volumes that owe nothing any more: a crash
+// can leave one between the fold of its last cut and the next commit.
+func (s *Store) removeDeleted() error {
+	for _, e := range s.scan(keyVolume) {
+		var rec volumeRecord
+		if err := decode(e, &rec); err != nil {
+			return err
+		}
+		if !rec.Deleted || s.mu.volumes[strings.TrimPrefix(e.Key, keyVolume)] != nil {
+			continue
+		}
+		if _, err := s.commit(del(e.Key, e.Revision)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type pendingCut struct {
+	id  string
+	seq uint64
+}
+
+// pendingCuts lists the cuts without a root by volume, in journal order.
+func (s *Store) pendingCuts() (map[string][]pendingCut, error) {
+	out := make(map[string][]pendingCut)
+	for _, e := range s.scan(keyCut) {
+		var c cutRecord
+		if err := decode(e, &c); err != nil {
+			return nil, err
+		}
+		if c.Pending {
+			out[c.Volume] = append(out[c.Volume], pendingCut{strings.TrimPrefix(e.Key, keyCut), c.Position.Seq})
+		}
+	}
+	for _, cs := range out {
+		sort.Slice(cs, func(i, j int) bool { return cs[i].seq < cs[j].seq })
+	}
+	return out, nil
+}
+
+// recover reads the volume's journal back and freezes layers where cuts wait for
+// their root. Called before anybody else knows the volume.
+func (v *Volume) recover(segments []journal.Recovered, cuts []pendingCut) error {
+	from := v.mu.pos.Seq
+	if len(cuts) > 0 && cuts[0].seq <= from {
+		return fmt.Errorf("snapshot cut %s stands at sequence %d without a root, but the volume is folded up to %d: %w", cuts[0].id, cuts[0].seq, from, ErrCorrupt)
+	}
+	freeze := func(seq uint64) {
+		for len(cuts) > 0 && cuts[0].seq <= seq {
+			active := v.mu.layers[len(v.mu.layers)-1]
+			active.cuts = append(active.cuts, cuts[0].id)
+			cuts = cuts[1:]
+			if len(cuts) == 0 || cuts[0].seq > active.last {
+				v.freeze()
+			}
+		}
+	}
+	end, err := v.mu.log.Recover(segments, v.mu.pos.Epoch, v.mu.pos.Log, from, func(e journal.Entry) error {
+		if len(cuts) > 0 && cuts[0].seq < e.Record.Seq {
+			freeze(e.Record.Seq - 1)
+		}
+		return v.replay(e)
+	})
+	if err != nil {
+		return err
+	}
+	if n := len(cuts); n > 0 && cuts[n-1].seq > end.Last {
+		return fmt.Errorf("journal ends at sequence %d, but snapshot cut %s stands at %d: %w", end.Last, cuts[n-1].id, cuts[n-1].seq, ErrCorrupt)
+	}
+	freeze(end.Last)
+	v.mu.next = end.Last + 1
+	// What was read back was in the files' page cache at least; whether it is durable
+	// nobody knows, so the next sync covers it again.
+	v.mu.appended, v.mu.dataSeq = end.Last, end.Last
+	v.mu.synced, v.mu.marked = min(max(end.Synced, from), end.Last), min(max(end.Synced, from), end.Last)
+	return nil
+}
+
+// replay puts one journal record into the active layer.
+func (v *Volume) replay(e journal.Entry) error {
+	rec := e.Record
+	off, n := int64(rec.Offset), int64(rec.Length)
+	active := v.mu.layers[len(v.mu.layers)-1]
+	active.last, active.epoch, active.log = rec.Seq, rec.Epoch, rec.Log
+	active.bytes += rec.Size()
+	var src *payload
+	switch rec.Type {
+	case wal.TypeMark:
+		return nil
+	case wal.TypeWrite:
+		src = &payload{start: off, n: n, seg: e.Segment, off: e.Payload, crcs: e.CRCs}
+	case wal.TypeHole:
+	default:
+		return fmt.Errorf("%s: a record of type %v in a journal: %w", e.Segment.Name(), rec.Type, ErrCorrupt)
+	}
+	if off < 0 || n <= 0 || off%sectorBytes != 0 || n%sectorBytes != 0 || off > v.Size() || n > v.Size()-off {
+		return fmt.Errorf("%s: record %d covers %d bytes at %d of a volume of %d: %w", e.Segment.Name(), rec.Seq, n, off, v.Size(), ErrCorrupt)
+	}
+	v.mu.oldest, v.mu.written = v.store.o.Now(), v.store.o.Now()
+	active.put(off/sectorBytes, (off+n)/sectorBytes, src)
+	return nil
+}
