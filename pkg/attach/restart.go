@@ -83,7 +83,11 @@ func (a *Attachments) Shutdown(ctx context.Context) error {
 	list := a.List()
 	slices.Reverse(list)
 	for _, at := range list {
-		a.log.Info("still attached: ending it", "volume_id", at.Volume, "device", at.Device)
+		name := ""
+		if info, err := a.store.Volume(at.Volume); err == nil {
+			name = info.Name
+		}
+		a.log.Info("still attached: ending it", "volume", name, "volume_id", at.Volume, "device", at.Device)
 	}
 	var failed []error
 	for _, at := range list {

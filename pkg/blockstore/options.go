@@ -21,7 +21,7 @@ type Options struct {
 
 	JournalBytes   int64 // budget of the node-wide segment pool; default 512 MiB
 	SegmentBytes   int64 // one journal segment; default 32 MiB
-	FoldBytes      int64 // fold a volume when its journal passes this; default JournalBytes/4
+	FoldBytes      int64 // fold a volume when its journal passes this; default JournalBytes/2
 	UnsyncedBytes  int64 // payloads a volume keeps in memory before it syncs; default 64 MiB
 	ChunkFileBytes int64 // a chunk file is sealed at this size; default 32 MiB
 	CacheBytes     int64 // decoded groups kept in memory; default 128 MiB
@@ -59,7 +59,7 @@ func (o Options) withDefaults() Options {
 	}
 	def(&o.JournalBytes, 512<<20)
 	def(&o.SegmentBytes, min(32<<20, o.JournalBytes))
-	def(&o.FoldBytes, o.JournalBytes/4)
+	def(&o.FoldBytes, o.JournalBytes/2)
 	def(&o.UnsyncedBytes, 64<<20)
 	def(&o.ChunkFileBytes, 32<<20)
 	def(&o.CacheBytes, 128<<20)

@@ -57,7 +57,8 @@ func (s *Store) recoverVolumes(owned []journal.Recovered, bad []journal.Bad) err
 	return nil
 }
 
-// inspect looks at segments whose header is bad. One that shows durable records which
+// inspect looks at segments whose header is bad. If the rest cannot be read either,
+// nobody knows whose acknowledged writes it holds, and the store is not served. One that shows durable records which
 // its volume has not folded was damaged: the volume fails closed, and the segment is
 // kept. Any other was torn while it was being reused, and is free.
 func (s *Store) inspect(bad []journal.Bad) error {
@@ -68,9 +69,7 @@ func (s *Store) inspect(bad []journal.Bad) error {
 		}
 		traces, err := journal.Inspect(b.Segment)
 		if err != nil {
-			s.log.Error("journal segment cannot be read and is kept as it is", "err", err)
-			s.pool.Pin(b.Segment)
-			continue
+			return fmt.Errorf("%w; it may hold acknowledged writes of any volume: mend the disk, or move the file away to do without them: %w", b.Err, err)
 		}
 		needed := false
 		for _, t := range traces {

@@ -65,6 +65,7 @@ type append1 struct {
 	place journal.Place
 	head  []byte
 	body  []byte
+	crcs  []uint32 // of body's pages
 	done  bool
 	err   error
 	wait  chan struct{} // made by who waits; closed when it and all before it are appended
@@ -149,9 +150,11 @@ func (v *Volume) run(t wal.Type, off, n int64, p []byte) error {
 func (v *Volume) begin(t wal.Type, off, n int64, p []byte) (*append1, error) {
 	op := &append1{}
 	if t == wal.TypeWrite {
-		body := make([]byte, roundUp(n, wal.PageSize))
-		copy(body, p)
-		op.body = body
+		op.body = append([]byte(nil), p...) // copied without being zeroed before
+		if pad := int(roundUp(n, wal.PageSize) - n); pad > 0 {
+			op.body = append(op.body, zeroBlock[:pad]...)
+		}
+		op.crcs = wal.PayloadCRCs(op.body)
 	}
 	v.mu.Lock()
 	for {
@@ -262,7 +265,7 @@ func (v *Volume) assign(op *append1, t wal.Type, off, n int64) {
 		Offset: uint64(off), Length: uint64(n), Pages: uint32(len(op.body) / wal.PageSize),
 	}
 	op.head = make([]byte, wal.PageSize)
-	crcs := wal.EncodeHeader(op.head, rec, op.body)
+	wal.EncodeHeaderCRCs(op.head, rec, op.crcs)
 	v.mu.marked = v.mu.synced
 	v.mu.ops = append(v.mu.ops, op)
 	active := v.mu.layers[len(v.mu.layers)-1]
@@ -282,7 +285,7 @@ func (v *Volume) assign(op *append1, t wal.Type, off, n int64) {
 		v.mu.oldest = now
 	}
 	if t == wal.TypeWrite {
-		op.src = &payload{start: off, n: n, seg: op.place.Segment, off: op.place.Offset + wal.PageSize, crcs: crcs}
+		op.src = &payload{start: off, n: n, seg: op.place.Segment, off: op.place.Offset + wal.PageSize, crcs: op.crcs}
 		body := op.body
 		op.src.mem.Store(&body)
 	}

@@ -27,7 +27,7 @@ func TestMkfsProtocol(t *testing.T) { // I11
 	w.must(w.unstage(id, p))
 	w.wantSteps("repeated unstage")
 	w.must(w.stage(id, p, mountCap("ext4")))
-	w.wantSteps("second stage", "open", "record", "attach", "record device", "fsck ext4",
+	w.wantSteps("second stage", "open", "record", "attach", "record device", "fsck ext4", "grow unmounted filesystem",
 		"record device 1 mounts", "mount ext4", "grow filesystem")
 }
 
@@ -42,7 +42,7 @@ func TestStageOfACopy(t *testing.T) {
 	for name, from := range map[string]func(*csi.CreateVolumeRequest){"restore": fromSnapshot(snap), "clone": fromVolume(source)} {
 		copied := w.create(name, capacity(32<<20, 0), from).VolumeId
 		w.must(w.stage(copied, w.paths(), mountCap("")))
-		w.wantSteps(name, "open", "record", "attach", "record device", "fsck xfs",
+		w.wantSteps(name, "open", "record", "attach", "record device", "fsck xfs", "grow unmounted filesystem",
 			"record device 1 mounts", "mount xfs nouuid", "grow filesystem")
 		wantCode(t, name, w.stage(copied, w.paths(), mountCap("ext4")), codes.InvalidArgument, "xfs", "ext4")
 	}

@@ -67,14 +67,17 @@ func (s *stage) mount(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.d.mountAt(ctx, s.volume, device, s.target, fsType, mountFlags(fsType, s.access.flags)); err != nil {
-		return err
-	}
-	if formatted || slices.Contains(s.access.flags, "ro") {
-		return nil
-	}
 	// A copy may be larger than its source, and a volume may have grown while it
 	// was not attached.
+	grow := !formatted && !slices.Contains(s.access.flags, "ro")
+	if grow {
+		if err := s.d.host.GrowUnmounted(ctx, device, fsType); err != nil {
+			return err
+		}
+	}
+	if err := s.d.mountAt(ctx, s.volume, device, s.target, fsType, mountFlags(fsType, s.access.flags)); err != nil || !grow {
+		return err
+	}
 	return s.d.host.GrowFS(device, s.target)
 }
 

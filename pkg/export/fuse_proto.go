@@ -76,8 +76,6 @@ const (
 	nodeRoot uint64 = 1
 	nodeDisk uint64 = 2
 
-	notifyResend = 7
-
 	setattrMode = 1 << 0
 	setattrUID  = 1 << 1
 	setattrGID  = 1 << 2

@@ -24,11 +24,7 @@ type FUSEOptions struct {
 	Readers       int      // goroutines that stay to read requests after a burst; default 2
 	MaxBackground int      // asynchronous reads and writes under way, at most 32768; default 128
 	Buffers       *Buffers // needed; one is taken per reader
-	// Resume is the session of a server that is gone. The connection is then
-	// initialised already, and Serve begins with asking the kernel to send again
-	// what that server had read and not answered.
-	Resume *Session
-	Logger *slog.Logger
+	Logger        *slog.Logger
 }
 
 func (o FUSEOptions) withDefaults() FUSEOptions {
@@ -95,12 +91,7 @@ func NewFUSE(conn *os.File, dev Device, o FUSEOptions) (*FUSE, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	f := &FUSE{conn: conn, fd: int(conn.Fd()), dev: dev, o: o}
-	if o.Resume != nil {
-		s := *o.Resume
-		f.session.Store(&s)
-	}
-	return f, nil
+	return &FUSE{conn: conn, fd: int(conn.Fd()), dev: dev, o: o}, nil
 }
 
 // Session tells what was negotiated; false before the kernel's first request.
@@ -114,11 +105,6 @@ func (f *FUSE) Session() (Session, bool) {
 // Serve answers requests until the connection ends, which is no error, and all answers
 // are given. Call it once.
 func (f *FUSE) Serve() error {
-	if f.o.Resume != nil {
-		if err := f.resend(); err != nil {
-			return err
-		}
-	}
 	if err := f.addReader(); err != nil { // it adds others by need
 		return err
 	}
@@ -126,15 +112,6 @@ func (f *FUSE) Serve() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.mu.err
-}
-
-func (f *FUSE) resend() error {
-	var p [outHeaderLen]byte
-	putOutHeader(p[:], outHeaderLen, -notifyResend, 0)
-	if _, err := unix.Write(f.fd, p[:]); err != nil {
-		return fmt.Errorf("ask for requests again: %w", err)
-	}
-	return nil
 }
 
 // addReader starts a reader. A reader handles what it reads itself, which saves the way

@@ -64,6 +64,9 @@ type Filesystems interface {
 	ForceUnmount(target string) error
 	// Mounts lists the mounts in this process's namespace, oldest first.
 	Mounts() ([]Mount, error)
+	// GrowUnmounted makes the filesystem on a device as large as the device, if its type
+	// can grow without being mounted (ext4; others do nothing). ctx ends it.
+	GrowUnmounted(ctx context.Context, device, fsType string) error
 	// GrowFS makes the mounted filesystem as large as its device. nil if it is.
 	GrowFS(device, mountPoint string) error
 	// Statfs tells the space of the filesystem at path.

@@ -2,6 +2,7 @@ package export
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -72,6 +73,56 @@ func (h *localHost) Fsck(ctx context.Context, device, fsType string) error {
 		return nil
 	}
 	return err
+}
+
+// GrowUnmounted grows ext4 before it is mounted: growing it later needs
+// CAP_SYS_RESOURCE, which containers often lack.
+func (h *localHost) GrowUnmounted(ctx context.Context, device, fsType string) error {
+	if fsType != "ext4" {
+		return nil
+	}
+	size, err := h.DeviceSize(device)
+	if err != nil {
+		return err
+	}
+	have, block, err := ext4Size(device)
+	if err != nil || have+block > size {
+		return err
+	}
+	if code, err := runProgram(ctx, fsckTimeout, "e2fsck", "-f", "-p", device); err != nil && code != 1 {
+		return err
+	}
+	_, err = runProgram(ctx, fsckTimeout, "resize2fs", device)
+	return err
+}
+
+// ext4Size reads size and block size of an ext4 filesystem from its superblock, in
+// bytes.
+func ext4Size(device string) (size, block int64, err error) {
+	f, err := os.Open(device)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer f.Close()
+	sb := make([]byte, 4096)
+	if _, err := f.ReadAt(sb, 0); err != nil {
+		return 0, 0, fmt.Errorf("read the superblock: %w", err)
+	}
+	sb = sb[1024:]
+	le := binary.LittleEndian
+	if magic := le.Uint16(sb[0x38:]); magic != 0xef53 {
+		return 0, 0, fmt.Errorf("%s holds no ext4 filesystem (magic %#x)", device, magic)
+	}
+	shift := le.Uint32(sb[0x18:])
+	if shift > 6 {
+		return 0, 0, fmt.Errorf("%s: ext4 block size 2^%d KiB", device, shift)
+	}
+	block = 1024 << shift
+	blocks := int64(le.Uint32(sb[0x4:]))
+	if le.Uint32(sb[0x60:])&0x80 != 0 { // 64bit
+		blocks |= int64(le.Uint32(sb[0x150:])) << 32
+	}
+	return blocks * block, block, nil
 }
 
 // runProgram runs a program to its end and returns its exit code, -1 if it has none.

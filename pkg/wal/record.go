@@ -132,10 +132,33 @@ const (
 // must be filled up with zeros. It panics if the record would not pass Validate or
 // payload is not whole pages: such a record could never be read back.
 func EncodeHeader(page []byte, r Record, payload []byte) []uint32 {
-	if len(page) != PageSize || len(payload)%PageSize != 0 || len(payload) > MaxPayloadPages*PageSize {
-		panic(fmt.Sprintf("wal: header page of %d bytes, payload of %d", len(page), len(payload)))
+	crcs := PayloadCRCs(payload)
+	EncodeHeaderCRCs(page, r, crcs)
+	return crcs
+}
+
+// PayloadCRCs returns the checksums of payload's pages, nil without payload. It panics
+// if payload is not whole pages.
+func PayloadCRCs(payload []byte) []uint32 {
+	if len(payload)%PageSize != 0 {
+		panic(fmt.Sprintf("wal: payload of %d bytes", len(payload)))
 	}
-	r.Pages = uint32(len(payload) / PageSize)
+	if len(payload) == 0 {
+		return nil
+	}
+	crcs := make([]uint32, len(payload)/PageSize)
+	for i := range crcs {
+		crcs[i] = PageCRC(payload[i*PageSize : (i+1)*PageSize])
+	}
+	return crcs
+}
+
+// EncodeHeaderCRCs is EncodeHeader for a payload whose checksums are known.
+func EncodeHeaderCRCs(page []byte, r Record, crcs []uint32) {
+	if len(page) != PageSize || len(crcs) > MaxPayloadPages {
+		panic(fmt.Sprintf("wal: header page of %d bytes, payload of %d pages", len(page), len(crcs)))
+	}
+	r.Pages = uint32(len(crcs))
 	if err := r.Validate(); err != nil {
 		panic("wal: encode: " + err.Error())
 	}
@@ -152,16 +175,10 @@ func EncodeHeader(page []byte, r Record, payload []byte) []uint32 {
 	le.PutUint64(page[offOffset:], r.Offset)
 	le.PutUint64(page[offLength:], r.Length)
 	le.PutUint32(page[offPages:], r.Pages)
-	var crcs []uint32
-	if r.Pages > 0 {
-		crcs = make([]uint32, r.Pages)
-	}
-	for i := range crcs {
-		crcs[i] = PageCRC(payload[i*PageSize : (i+1)*PageSize])
-		le.PutUint32(page[offPageCRCs+4*i:], crcs[i])
+	for i, crc := range crcs {
+		le.PutUint32(page[offPageCRCs+4*i:], crc)
 	}
 	le.PutUint32(page[offHeaderCRC:], headerCRC(page))
-	return crcs
 }
 
 // headerCRC is the checksum of a header page with its own field taken as zero.

@@ -103,6 +103,14 @@ func (h *Host) Unmount(target string) error {
 	return h.Host.Unmount(target)
 }
 
+// GrowUnmounted implements export.Filesystems.
+func (h *Host) GrowUnmounted(ctx context.Context, device, fsType string) error {
+	if err := h.step("grow unmounted filesystem"); err != nil {
+		return err
+	}
+	return h.Host.GrowUnmounted(ctx, device, fsType)
+}
+
 // GrowFS implements export.Filesystems.
 func (h *Host) GrowFS(device, mountPoint string) error {
 	if err := h.step("grow filesystem"); err != nil {

@@ -381,6 +381,11 @@ func (h *Host) Mounts() ([]export.Mount, error) {
 	return slices.Clone(h.mu.mounts), nil
 }
 
+// GrowUnmounted implements export.Filesystems: there is nothing to grow.
+func (h *Host) GrowUnmounted(_ context.Context, device, fsType string) error {
+	return h.begin("GrowUnmounted", device, fsType)
+}
+
 // GrowFS implements export.Filesystems.
 func (h *Host) GrowFS(device, mountPoint string) error {
 	if err := h.begin("GrowFS", device, mountPoint); err != nil {
