@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/k8ns/granary/pkg/catalog"
@@ -24,47 +25,63 @@ type foldJob struct {
 	root  dedup.Slot
 	from  position // the volume's position before
 	to    position // and after
+	err   error    // of its commit
 }
 
 // foldOnce folds the oldest layer of a volume that has one to fold, and tells whether
 // it did. Safe for concurrent use; one fold of a volume runs at a time. On an error
 // nothing has changed but for garbage in chunk files.
-func (s *Store) foldOnce(v *Volume) (bool, error) {
-	v.foldMu.Lock()
-	defer v.foldMu.Unlock()
-	job, ok := v.startFold()
-	if !ok {
+func (s *Store) foldOnce(v *Volume) (bool, error) { return s.foldTogether([]*Volume{v}) }
+
+// foldTogether is foldOnce for several volumes of one compression, whose new blocks and
+// nodes share chunks and syncs; each is committed by itself. What goes wrong before the
+// commits goes wrong for all of them.
+func (s *Store) foldTogether(vols []*Volume) (bool, error) {
+	byID := func(a, b *Volume) int { return strings.Compare(a.id, b.id) }
+	var jobs []*foldJob
+	for _, v := range slices.SortedFunc(slices.Values(vols), byID) { // one order of locks
+		v.foldMu.Lock()
+		defer v.foldMu.Unlock()
+		if job, ok := v.startFold(); ok {
+			jobs = append(jobs, job)
+		}
+	}
+	if len(jobs) == 0 {
 		return false, nil
 	}
-	err := s.fold(job)
-	v.endFold(err)
-	s.forget(v)
+	if err := s.fold(jobs); err != nil {
+		for _, job := range jobs {
+			job.err = err
+		}
+	}
+	var errs []error
+	for _, job := range jobs {
+		job.v.endFold(job.err)
+		s.forget(job.v)
+		if job.err != nil && !errors.Is(job.err, errGone) {
+			errs = append(errs, fmt.Errorf("fold of volume %s: %w", job.v.id, job.err))
+		}
+	}
 	s.sched.announceFold()
-	if errors.Is(err, errGone) {
-		return true, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("fold of volume %s: %w", v.id, err)
-	}
-	return true, nil
+	return len(errs) < len(jobs), errors.Join(errs...)
 }
 
 // startFold picks the oldest layer, freezing the active one if it is the only one.
-func (v *Volume) startFold() (foldJob, bool) {
+func (v *Volume) startFold() (*foldJob, bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	oldest := v.mu.layers[0]
 	if v.mu.unfoldable || oldest.hold > 0 {
-		return foldJob{}, false
+		return nil, false
 	}
 	if len(v.mu.layers) == 1 {
 		if oldest.last <= v.mu.pos.Seq && !v.mu.deleted {
-			return foldJob{}, false
+			return nil, false
 		}
 		v.freeze()
 	}
 	v.mu.folding = true
-	return foldJob{v: v, layer: oldest, root: v.mu.root, from: v.mu.pos, to: oldest.end()}, true
+	return &foldJob{v: v, layer: oldest, root: v.mu.root, from: v.mu.pos, to: oldest.end()}, true
 }
 
 func (v *Volume) endFold(err error) {
@@ -88,28 +105,51 @@ func (v *Volume) discard() {
 	v.mu.log.Drop()
 }
 
-// fold runs a job: blocks, map, sync, commit, publish, in this order (I2).
-func (s *Store) fold(job foldJob) error {
+// fold runs jobs: blocks, maps, sync, commits, publication, in this order (I2). An error
+// is everybody's; those of single commits are in the jobs.
+func (s *Store) fold(jobs []*foldJob) error {
 	end := s.gate.begin()
 	defer end()
-	f := folder{s: s, job: job, w: s.chunks.NewWriter(job.v.codec, foldGroupShift)}
-	defer f.w.Close()
-	root, delta, err := f.run()
-	if err != nil {
+	w := s.chunks.NewWriter(jobs[0].v.codec, foldGroupShift)
+	defer w.Close()
+	folders := make([]*folder, len(jobs))
+	for i, job := range jobs {
+		folders[i] = &folder{s: s, job: job, w: w}
+		if err := folders[i].gather(); err != nil {
+			return err
+		}
+	}
+	if err := w.Flush(); err != nil {
 		return err
 	}
-	if err := s.commitFold(job, root, delta, f.w.Healed()); err != nil {
+	for _, f := range folders {
+		if err := f.remap(); err != nil {
+			return err
+		}
+	}
+	if err := w.FinishNodes(); err != nil {
 		return err
 	}
-	job.v.publish(job, root)
-	s.addGarbage(f.replaced * BlockSize)
-	s.forgetDamage(f.w.Healed())
+	if err := w.Sync(); err != nil {
+		return err
+	}
+	healed := w.Healed()
+	for _, f := range folders {
+		root := f.root()
+		if f.job.err = s.commitFold(f.job, root, f.result.MappedDelta, healed); f.job.err != nil {
+			continue
+		}
+		f.job.v.publish(f.job, root)
+		s.addGarbage(f.replaced * BlockSize)
+		s.forgetDamage(healed)
+		healed = nil // its records went with this commit
+	}
 	return nil
 }
 
 // commitFold makes root the volume's image at the job's position, and the root of the
 // cuts that stand there, in one commit that is conditional on the position before (I7).
-func (s *Store) commitFold(job foldJob, root dedup.Slot, delta int64, healed []dedup.Slot) error {
+func (s *Store) commitFold(job *foldJob, root dedup.Slot, delta int64, healed []dedup.Slot) error {
 	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
 		var rec volumeRecord
 		e, err := get(view, keyVolume+job.v.id, &rec)
@@ -166,7 +206,7 @@ func owesCut(layers []*layer) bool {
 }
 
 // publish makes the committed root the volume's base and trims overlay and journal.
-func (v *Volume) publish(job foldJob, root dedup.Slot) {
+func (v *Volume) publish(job *foldJob, root dedup.Slot) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.mu.root, v.mu.pos = root, job.to

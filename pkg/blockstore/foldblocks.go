@@ -19,52 +19,49 @@ type change struct {
 // folder turns a layer into chunks and map changes.
 type folder struct {
 	s        *Store
-	job      foldJob
+	job      *foldJob
 	w        *dedup.Writer
 	changes  []change
 	base     []blockmap.Extent // what the base has around the blocks being folded
 	replaced int64             // blocks that the new root no longer names
+	result   blockmap.Result   // of remap
 
 	// The block that spans of less than a block are being gathered for.
 	partial uint64
 	parts   []piece
 }
 
-// run writes all chunks and nodes of the fold durably and returns the new root and by
-// how many blocks the mapped size changes.
-func (f *folder) run() (dedup.Slot, int64, error) {
+// gather gives every block of the layer to the writer.
+func (f *folder) gather() error {
 	var err error
 	f.job.layer.tree.Scan(func(start int64, s span) bool {
 		err = f.span(start, s.end, s.src)
 		return err == nil
 	})
-	if err == nil {
-		err = f.flushPartial()
-	}
-	if err == nil {
-		err = f.w.Flush()
-	}
 	if err != nil {
-		return dedup.Slot{}, 0, err
+		return err
 	}
+	return f.flushPartial()
+}
+
+// remap makes the new block map, once the writer's data chunks have their IDs.
+func (f *folder) remap() (err error) {
 	changes := f.extents()
 	if end := uint64(f.job.v.Size() / BlockSize); !f.job.root.IsZero() {
 		// Nothing is mapped behind the end; saying so lets go of a node that cannot be
 		// read once all that the volume has in it was written anew.
 		changes = append(changes, blockmap.Extent{First: end, Count: endOfBlocks - end})
 	}
-	res, err := f.s.tree.Update(f.job.root, changes, f.w)
-	if err != nil {
-		return dedup.Slot{}, 0, err
+	f.result, err = f.s.tree.Update(f.job.root, changes, f.w)
+	return err
+}
+
+// root is the new root, once the writer's node chunks have their IDs.
+func (f *folder) root() dedup.Slot {
+	if f.result.InSink {
+		return dedup.Slot{Chunk: f.w.ChunkID(f.result.Chunk), Slot: f.result.Slot}
 	}
-	if err := f.w.FinishNodes(); err != nil {
-		return dedup.Slot{}, 0, err
-	}
-	root := res.Root
-	if res.InSink {
-		root = dedup.Slot{Chunk: f.w.ChunkID(res.Chunk), Slot: res.Slot}
-	}
-	return root, res.MappedDelta, f.w.Sync()
+	return f.result.Root
 }
 
 // endOfBlocks is behind every block of every volume.

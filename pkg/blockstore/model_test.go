@@ -495,9 +495,22 @@ func (w *world) fold() {
 	}
 	w.s.mu.Unlock()
 	sort.Strings(ids)
-	if len(ids) > 0 {
-		w.foldVolume(ids[w.rng.IntN(len(ids))])
+	if len(ids) == 0 {
+		return
 	}
+	if w.rng.IntN(3) > 0 {
+		w.foldVolume(ids[w.rng.IntN(len(ids))])
+		return
+	}
+	var vols []*Volume
+	for _, id := range ids {
+		if w.rng.IntN(2) == 0 {
+			vols = append(vols, w.s.loaded(id))
+		}
+	}
+	did, err := w.s.foldTogether(vols)
+	w.ok(err, "fold together")
+	w.trace("fold %d together %v", len(vols), did)
 }
 
 func (w *world) collect() {

@@ -98,12 +98,12 @@ func (s *Store) Run(ctx context.Context) {
 // foldLoop folds what is due and sleeps until something is.
 func (s *Store) foldLoop(ctx context.Context) {
 	for ctx.Err() == nil {
-		v, wait := s.claimFold(s.o.Now())
-		if v != nil {
-			did, err := s.foldOnce(v)
-			s.unclaim(v)
+		vols, wait := s.claimFold(s.o.Now())
+		if len(vols) > 0 {
+			did, err := s.foldTogether(vols)
+			s.unclaim(vols)
 			if err != nil {
-				s.log.Warn("fold failed and will be tried again", "volume_id", v.id, "err", err)
+				s.log.Warn("fold failed and will be tried again", "err", err)
 			}
 			if did {
 				s.sched.kickFold() // another worker may have passed it by
@@ -140,9 +140,16 @@ func (s *Store) prepareLoop(ctx context.Context) {
 // idleWait is how long a worker sleeps when nothing will be due by itself.
 const idleWait = time.Hour
 
+// Folds of less than smallFold journal bytes share chunks with others that are due, up
+// to maxTogether of them.
+const (
+	smallFold   = 1 << 20
+	maxTogether = 64
+)
+
 // claimFold picks the volume whose fold is due longest, so that no other worker takes
-// it, or tells how long nothing will be due.
-func (s *Store) claimFold(now time.Time) (*Volume, time.Duration) {
+// it, and with a small one others; or it tells how long nothing will be due.
+func (s *Store) claimFold(now time.Time) ([]*Volume, time.Duration) {
 	pressure := !s.pool.Room()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -163,10 +170,30 @@ func (s *Store) claimFold(now time.Time) (*Volume, time.Duration) {
 	if wait := bestDue.Sub(now); wait > 0 {
 		return nil, wait
 	}
+	picked := []*Volume{best}
+	for _, v := range s.mu.volumes {
+		if len(picked) == maxTogether || !best.foldsSmall() {
+			break
+		}
+		due, ok := v.foldDue(now, pressure)
+		if ok && v != best && !due.After(now) && v.codec == best.codec && v.foldsSmall() && !s.claimed(v) {
+			picked = append(picked, v)
+		}
+	}
 	s.sched.mu.Lock()
-	s.sched.claims[best] = true
-	s.sched.mu.Unlock()
-	return best, 0
+	defer s.sched.mu.Unlock()
+	for _, v := range picked {
+		s.sched.claims[v] = true
+	}
+	return picked, 0
+}
+
+// foldsSmall tells whether the volume's next fold may be one of several: it is small,
+// and the last one did not fail (who failed must not fail others again).
+func (v *Volume) foldsSmall() bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.mu.layers[0].bytes < smallFold && v.mu.retry.IsZero() && v.mu.failed == nil
 }
 
 func (s *Store) claimed(v *Volume) bool {
@@ -175,10 +202,12 @@ func (s *Store) claimed(v *Volume) bool {
 	return s.sched.claims[v]
 }
 
-func (s *Store) unclaim(v *Volume) {
+func (s *Store) unclaim(vols []*Volume) {
 	s.sched.mu.Lock()
 	defer s.sched.mu.Unlock()
-	delete(s.sched.claims, v)
+	for _, v := range vols {
+		delete(s.sched.claims, v)
+	}
 }
 
 // foldDue tells when the volume's next fold is due; false if there is nothing to fold.
