@@ -33,7 +33,7 @@ func DumpFile(w io.Writer, fsys vfs.FS, name string) error {
 	case magic == "GRJS":
 		return journal.Dump(w, fsys, name)
 	case magic == "GRCF":
-		return dedup.Dump(w, fsys, name)
+		return dedup.Dump(w, fsys, name, blockmap.DumpNode)
 	case magic[:2] == "GN":
 		page := make([]byte, BlockSize)
 		if _, err := f.ReadAt(page, 0); err != nil {

@@ -9,8 +9,9 @@ import (
 )
 
 // Dump prints a chunk file for a person. It goes on as far as the file can be read;
-// the first thing wrong that it could not pass is the error.
-func Dump(w io.Writer, fsys vfs.FS, name string) error {
+// the first thing wrong that it could not pass is the error. node, if not nil, prints
+// the content of each slot of a node chunk.
+func Dump(w io.Writer, fsys vfs.FS, name string, node func(w io.Writer, page []byte) error) error {
 	h, err := fsys.OpenReadOnly(name)
 	if err != nil {
 		return err
@@ -44,6 +45,11 @@ func Dump(w io.Writer, fsys vfs.FS, name string) error {
 		fmt.Fprintf(w, "%10d  chunk %s  %-5s %4d of %4d slots  groups of %-2d  front %d list %d payload %d  commit %d  %s\n",
 			at, k.id, k.kind, k.present, k.slots, 1<<k.shift, k.front, k.list, k.payload, k.commit, state)
 		dumpGroups(w, h, at, k)
+		if err == nil && k.kind == KindNodes && node != nil {
+			if err := dumpNodes(w, h, at, k, node); err != nil {
+				fmt.Fprintf(w, "%10s  %v\n", "", err)
+			}
+		}
 		at += k.size()
 	}
 	return nil
@@ -86,6 +92,22 @@ func dumpTrailer(w io.Writer, r io.ReaderAt, size int64) int64 {
 		fmt.Fprintf(w, "%10d  footer: %v\n", end, err)
 	}
 	return end
+}
+
+// dumpNodes prints every slot of a node chunk.
+func dumpNodes(w io.Writer, r io.ReaderAt, at int64, h *chunkHead, node func(io.Writer, []byte) error) error {
+	cs, err := newCodecs(1)
+	if err != nil {
+		return err
+	}
+	defer cs.close()
+	return eachSlot(cs, r, at, h, func(_ *tree, slot int, content []byte) error {
+		fmt.Fprintf(w, "%10s  slot %d: ", "", slot)
+		if err := node(w, content); err != nil {
+			fmt.Fprintf(w, "%v\n", err)
+		}
+		return nil
+	})
 }
 
 // dumpGroups prints how a chunk's groups are stored, in one line.

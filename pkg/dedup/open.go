@@ -266,6 +266,17 @@ func readWhole(r io.ReaderAt, at, size int64) (*footerChunk, []hook, error) {
 // verifyContent tells whether the blocks of a whole chunk have the fingerprints in its
 // list.
 func (s *Store) verifyContent(r io.ReaderAt, at int64, h *chunkHead) error {
+	return eachSlot(s.codecs, r, at, h, func(t *tree, slot int, content []byte) error {
+		if FingerprintOf(content) != t.fps[slot] {
+			return corrupt("content of slot %d", slot)
+		}
+		return nil
+	})
+}
+
+// eachSlot reads the chunk at an offset and calls fn with every slot present, in order,
+// until it fails. content is valid during the call.
+func eachSlot(cs *codecs, r io.ReaderAt, at int64, h *chunkHead, fn func(t *tree, slot int, content []byte) error) error {
 	b := make([]byte, h.size()-headSize)
 	if _, err := r.ReadAt(b, at+headSize); err != nil {
 		return err
@@ -286,15 +297,15 @@ func (s *Store) verifyContent(r io.ReaderAt, at int64, h *chunkHead) error {
 		}
 		lo, hi, k := f.slotsIn(g)
 		content := block[:k*BlockSize]
-		if err := s.codecs.decompress(r.codec, content, payload[r.off:r.off+r.size]); err != nil {
+		if err := cs.decompress(r.codec, content, payload[r.off:r.off+r.size]); err != nil {
 			return err
 		}
 		for slot := lo; slot < hi; slot++ {
 			if !f.have.has(slot) {
 				continue
 			}
-			if FingerprintOf(content[:BlockSize]) != t.fps[slot] {
-				return corrupt("content of slot %d", slot)
+			if err := fn(t, slot, content[:BlockSize]); err != nil {
+				return err
 			}
 			content = content[BlockSize:]
 		}

@@ -74,7 +74,7 @@ func TestRoundTrip(t *testing.T) {
 				verify(t, s)
 				invariants(t, s)
 				for _, f := range s.Files() {
-					if err := Dump(&bytes.Buffer{}, mem, path.Join(testDir, f.Name)); err != nil {
+					if err := Dump(&bytes.Buffer{}, mem, path.Join(testDir, f.Name), nil); err != nil {
 						t.Error(err)
 					}
 				}
