@@ -287,42 +287,53 @@ func sleep(ctx context.Context, d time.Duration) {
 // autoRest keeps automatic collections to about a third of the time.
 const autoRest = 2
 
-// collectLoop collects when the estimated garbage warrants it, or the disk is full.
+// collectLoop collects when the estimated garbage warrants it. While the disk is full it
+// collects what it can, once and then again whenever something was given up, and looks
+// each second whether there is space.
 func (s *Store) collectLoop(ctx context.Context) {
-	for ctx.Err() == nil {
+	swept := false // since the disk became full
+	for {
 		select {
 		case <-s.sched.collect:
 		case <-ctx.Done():
 			return
 		}
-		full := s.isFull()
-		if !full && !s.warrantsCollection() {
+		if !s.isFull() {
+			swept = false
+			if s.warrantsCollection() {
+				s.collectNow(ctx, false)
+			}
 			continue
 		}
-		rest, minLive := autoRest, autoMinLive
-		if full {
-			rest, minLive = 0, manualMinLive
+		if pending, _ := s.coll.known(); pending > 0 || !swept {
+			swept = s.collectNow(ctx, true)
 		}
-		s.coll.run.Lock()
-		var err error
-		if full {
-			err = s.sealOpen()
-		}
-		if err == nil {
-			_, err = s.runCollection(ctx, minLive, rest)
-		}
-		s.coll.run.Unlock()
-		if err != nil && ctx.Err() == nil {
-			s.log.Warn("collection failed and will be tried again", "err", err)
-		}
-		if full && ctx.Err() == nil {
-			s.probeSpace()
+		s.probeSpace()
+		if s.isFull() {
 			sleep(ctx, time.Second)
-			if s.isFull() {
-				s.sched.kickCollect()
-			}
+			s.sched.kickCollect()
 		}
 	}
+}
+
+// collectNow runs one collection in the background: in its own time, or, on a full disk,
+// at once and thoroughly. It tells whether it got through.
+func (s *Store) collectNow(ctx context.Context, full bool) bool {
+	s.coll.run.Lock()
+	defer s.coll.run.Unlock()
+	rest, minLive := autoRest, autoMinLive
+	var err error
+	if full {
+		rest, minLive = 0, manualMinLive
+		err = s.sealOpen()
+	}
+	if err == nil {
+		_, err = s.runCollection(ctx, minLive, rest)
+	}
+	if err != nil && ctx.Err() == nil {
+		s.log.Warn("collection failed and will be tried again", "err", err)
+	}
+	return err == nil
 }
 
 func (s *Store) isFull() bool {
