@@ -274,7 +274,7 @@ func (s *Store) seal(f *file) error {
 		}
 		return err
 	}
-	if err := w.Datasync(); err != nil {
+	if err := w.Sync(); err != nil { // the size too: an append may have been cut off
 		err = fmt.Errorf("seal %s: %w", f.blob.Name(), err)
 		s.abandon(f, err)
 		return err

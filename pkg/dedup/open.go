@@ -430,7 +430,9 @@ func (s *Store) rewrite(f *file, ff *foundFile) error {
 		}
 		f.hash.Write(b)
 	}
-	if err := w.Datasync(); err != nil {
+	// Sync, not Datasync, which need not make a shorter size durable: then the footer
+	// would not be at the end.
+	if err := w.Sync(); err != nil {
 		return err
 	}
 	if err := s.seal(f); !errors.Is(err, ErrNoSpace) {
