@@ -104,19 +104,6 @@ func (r *reserve) release() bool {
 	return r.fsys.Remove(full) == nil
 }
 
-// trim gives back what is not needed for segments in use.
-func (r *reserve) trim(segments int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for len(r.mu.files) > r.base+segments {
-		n := len(r.mu.files)
-		if r.fsys.Remove(r.mu.files[n-1]) != nil {
-			return
-		}
-		r.mu.files = r.mu.files[:n-1]
-	}
-}
-
 func (r *reserve) bytes() int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()

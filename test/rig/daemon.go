@@ -51,14 +51,6 @@ func (d *Daemon) Socket() string { return filepath.Join(d.Dir, "csi.sock") }
 // LogFile is where the daemon's output of all its lives goes.
 func (d *Daemon) LogFile() string { return filepath.Join(d.Dir, "daemon.log") }
 
-// PID is the process that runs, or 0.
-func (d *Daemon) PID() int {
-	if !d.Running() {
-		return 0
-	}
-	return d.cmd.Process.Pid
-}
-
 // Running tells whether the daemon's process is there.
 func (d *Daemon) Running() bool {
 	if d.cmd == nil {
@@ -71,9 +63,6 @@ func (d *Daemon) Running() bool {
 		return true
 	}
 }
-
-// Ended is closed when the present process has ended.
-func (d *Daemon) Ended() <-chan struct{} { return d.ended }
 
 // Start starts the daemon and waits until both of its sockets answer.
 func (d *Daemon) Start(ctx context.Context) error {

@@ -235,12 +235,6 @@ func LoopFile(ctx context.Context, c *Cleanup, file string) (string, error) {
 	return device, NoteLoop(c, device)
 }
 
-// LoopCount is the number of loop devices in use on this machine.
-func LoopCount() (int, error) {
-	all, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
-	return len(all), err
-}
-
 // DropCaches makes the kernel forget what it holds of clean files, so that the next
 // read comes from the device.
 func DropCaches() error {

@@ -62,9 +62,6 @@ type Sample struct {
 	source map[string]string // where each file lives
 }
 
-// Source is the original of a file.
-func (s *Sample) Source(name string) string { return s.source[name] }
-
 // TakeSample picks up to limit bytes of regular files and symbolic links: the Go
 // tree first, then parts of /usr, in the order of their names. What cannot be read
 // is left out.

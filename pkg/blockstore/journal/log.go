@@ -166,6 +166,3 @@ func (l *Log) Pin() {
 
 // Drop lets go of every segment.
 func (l *Log) Drop() { l.Trim(^uint64(0)) }
-
-// Segments is the number of segments held.
-func (l *Log) Segments() int { return len(l.segs) }

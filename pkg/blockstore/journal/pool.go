@@ -372,29 +372,6 @@ func (p *Pool) logNumber() uint64 {
 	return p.mu.logs<<32 | uint64(binary.LittleEndian.Uint32(random[:]))
 }
 
-// Shrink removes free segments until at most keep are left, and returns how many bytes went.
-func (p *Pool) Shrink(keep int) (int64, error) {
-	var freed int64
-	for {
-		p.mu.Lock()
-		n := len(p.mu.free)
-		if n <= keep {
-			p.mu.Unlock()
-			return freed, nil
-		}
-		seg := p.mu.free[0]
-		p.mu.free = p.mu.free[1:]
-		delete(p.mu.all, seg.num)
-		p.mu.bytes -= seg.pages * wal.PageSize
-		p.mu.Unlock()
-		freed += seg.pages * wal.PageSize
-		seg.file.Close()
-		if err := p.fsys.Remove(seg.Name()); err != nil {
-			return freed, fmt.Errorf("remove segment: %w", err)
-		}
-	}
-}
-
 // Close closes every file. No log may be in use any more.
 func (p *Pool) Close() error {
 	p.mu.Lock()
