@@ -268,7 +268,7 @@ func (s *Store) startDelete(id string) (v *Volume, owes bool, err error) {
 	if v != nil {
 		v.mu.Lock()
 		defer v.mu.Unlock()
-		if v.mu.open {
+		if v.inUse() {
 			return nil, false, fmt.Errorf("volume %s is attached: detach it first: %w", id, ErrInUse)
 		}
 		owes = owesCut(v.mu.layers) && !v.mu.unfoldable
@@ -452,7 +452,7 @@ func (s *Store) describe(id string, rec volumeRecord) VolumeInfo {
 	}
 	if v := s.loaded(id); v != nil {
 		v.mu.RLock()
-		info.Open = v.mu.open
+		info.Open = v.inUse()
 		for _, l := range v.mu.layers {
 			if l.data {
 				info.JournalBytes += l.bytes
