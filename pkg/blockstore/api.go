@@ -51,7 +51,8 @@ type VolumeInfo struct {
 	Created     time.Time         `json:"created"`
 	Open        bool              `json:"attached"`
 	Device      string            `json:"device,omitempty"`
-	MappedBytes int64             `json:"logical"` // not holes, as of the last fold
+	Publication *Publication      `json:"publication,omitempty"` // nil: there is none
+	MappedBytes int64             `json:"logical"`               // not holes, as of the last fold
 	// JournalBytes is what is not folded yet.
 	JournalBytes int64 `json:"journal"`
 	// Failed says why the volume failed closed; empty when it is well.
@@ -76,6 +77,16 @@ type Attachment struct {
 	Volume string   `json:"volume"`
 	Device string   `json:"device"` // /dev/loopN
 	Mounts []string `json:"mounts,omitempty"`
+}
+
+// Publication says that a CO was told that a volume is published to a node; kept for
+// the caller, never interpreted.
+type Publication struct {
+	Node       string    `json:"node"`
+	ReadOnly   bool      `json:"readOnly,omitempty"`
+	Capability string    `json:"capability"` // caller's text
+	Created    time.Time `json:"created"`
+	Released   bool      `json:"released,omitempty"` // the node has let the volume go since
 }
 
 // Stats describes a store. All sizes in bytes.

@@ -319,8 +319,10 @@ func deleteOps(view catalog.View, id string, owes bool) (ops []catalog.Op, mappe
 			return nil, 0, err
 		}
 	}
-	if _, ok := view.Get(keyAttach + id); ok {
-		ops = append(ops, del(keyAttach+id, catalog.ExpectAny))
+	for _, kind := range []string{keyAttach, keyPublish} { // nobody asks for them any more
+		if _, ok := view.Get(kind + id); ok {
+			ops = append(ops, del(kind+id, catalog.ExpectAny))
+		}
 	}
 	if owes {
 		rec.Deleted = true
@@ -414,26 +416,40 @@ func (s *Store) Volume(idOrName string) (VolumeInfo, error) {
 	if rec.Deleted {
 		return VolumeInfo{}, fmt.Errorf("volume %s: %w", id, ErrNotFound)
 	}
-	return s.describe(id, rec), nil
+	info := s.describe(id, rec)
+	if e, ok := s.cat.Get(keyPublish + id); ok {
+		if p, ok := s.publication(e); ok {
+			info.Publication = &p
+		}
+	}
+	return info, nil
 }
 
 // Volumes describes all volumes, by name.
 func (s *Store) Volumes() []VolumeInfo {
 	var out []VolumeInfo
-	for _, e := range s.scan(keyVolume) {
+	view := s.cat.View()
+	published := s.publications(view) // few: cheaper than a look for each volume
+	for _, e := range view.Scan(keyVolume, "", 0) {
 		var rec volumeRecord
 		if err := decode(e, &rec); err != nil {
 			s.log.Error("unreadable record", "err", err)
 			continue
 		}
-		if !rec.Deleted {
-			out = append(out, s.describe(strings.TrimPrefix(e.Key, keyVolume), rec))
+		if rec.Deleted {
+			continue
 		}
+		info := s.describe(strings.TrimPrefix(e.Key, keyVolume), rec)
+		if p, ok := published[info.ID]; ok {
+			info.Publication = &p
+		}
+		out = append(out, info)
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
 	return out
 }
 
+// describe tells all but the publication.
 func (s *Store) describe(id string, rec volumeRecord) VolumeInfo {
 	info := VolumeInfo{
 		ID: id, Name: rec.Name, SizeBytes: rec.Size, SectorBytes: rec.Sector,
