@@ -13,7 +13,8 @@ const (
 )
 
 // VolumeState guards mkfs (I11). A volume goes from empty to formatting (durable
-// before mkfs runs) to used (durable before the first mount), never back.
+// before mkfs runs) to used (durable before the first mount), never back. A copy begins
+// with the state that its source had when it was copied.
 type VolumeState string
 
 const (

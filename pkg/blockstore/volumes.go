@@ -159,8 +159,25 @@ type source struct {
 	fsType      string
 }
 
-// startAt sizes rec by the source; a source that was ever used makes a used volume
-// (I11: nobody formats a clone).
+// startAt sizes rec by the source and gives it the source's state, so that a copy of a
+// volume without a filesystem can get one: as used it could never be mounted.
+//
+// I11 asks that this state is not behind the image, which is the one at the mark, taken
+// before the commit that reads the state. Whatever is in the image was written before the
+// mark, in a state that was durable before the write: formatting before mkfs, used before
+// the first mount and before any raw use. States only go forward and a commit sees every
+// state that was durable before it, so it sees that one or a later one:
+//
+//   - Nothing moved between mark and commit: the state is the one that the image was
+//     written in. An empty copy has never been written to; in a formatting one there is at
+//     most what a mkfs left, over which mkfs may run again, as after a crash of the source's.
+//   - It moved before the mark: the commit sees it.
+//   - It moved between mark and commit: it is ahead of the image. That keeps I11, but from
+//     formatting to used it would leave a used copy with half a filesystem. So withCut marks
+//     again, and the state is always that at the mark.
+//
+// A snapshot keeps the state of its own commit, by the same argument, and its image never
+// changes (I4).
 func (r *volumeRecord) startAt(src source, spec VolumeSpec) error {
 	r.Size = spec.SizeBytes
 	if r.Size == 0 {
@@ -175,10 +192,7 @@ func (r *volumeRecord) startAt(src source, spec VolumeSpec) error {
 	r.Sector, r.Compression, r.OnFull = spec.SectorBytes, spec.Compression, spec.OnFull
 	r.inherit(src.sector, src.compression, src.onFull)
 	r.Source, r.FSType = src.id, src.fsType
-	r.State = StateUsed
-	if src.state == StateEmpty {
-		r.State = StateEmpty
-	}
+	r.State = src.state
 	return nil
 }
 
