@@ -75,9 +75,22 @@ type SnapshotInfo struct {
 
 // Attachment is host state of an open volume that a start has to clear.
 type Attachment struct {
-	Volume string   `json:"volume"`
-	Device string   `json:"device"` // /dev/loopN
-	Mounts []string `json:"mounts,omitempty"`
+	Volume string `json:"volume"`
+	Device string `json:"device"` // /dev/loopN
+	// Uses are the paths at which the volume is staged or published; the order is the
+	// order of use.
+	Uses []Use `json:"uses,omitempty"`
+	// ReadOnly and Scratch say how it is attached: a device that refuses writes; writes
+	// that are thrown away.
+	ReadOnly bool `json:"readOnly,omitempty"`
+	Scratch  bool `json:"scratch,omitempty"`
+}
+
+// Use is a path at which a volume is staged or published. Purpose is kept for the caller,
+// never interpreted.
+type Use struct {
+	Path    string `json:"path"`
+	Purpose string `json:"purpose,omitempty"`
 }
 
 // Publication says that a CO was told that a volume is published to a node; kept for
