@@ -13,7 +13,8 @@ const (
 )
 
 // VolumeState guards mkfs (I11). A volume goes from empty to formatting (durable
-// before mkfs runs) to used (durable before the first mount), never back.
+// before mkfs runs) to used (durable before the first mount), never back. A copy begins
+// with the state that its source had when it was copied.
 type VolumeState string
 
 const (
@@ -51,7 +52,8 @@ type VolumeInfo struct {
 	Created     time.Time         `json:"created"`
 	Open        bool              `json:"attached"`
 	Device      string            `json:"device,omitempty"`
-	MappedBytes int64             `json:"logical"` // not holes, as of the last fold
+	Publication *Publication      `json:"publication,omitempty"` // nil: there is none
+	MappedBytes int64             `json:"logical"`               // not holes, as of the last fold
 	// JournalBytes is what is not folded yet.
 	JournalBytes int64 `json:"journal"`
 	// Failed says why the volume failed closed; empty when it is well.
@@ -73,9 +75,32 @@ type SnapshotInfo struct {
 
 // Attachment is host state of an open volume that a start has to clear.
 type Attachment struct {
-	Volume string   `json:"volume"`
-	Device string   `json:"device"` // /dev/loopN
-	Mounts []string `json:"mounts,omitempty"`
+	Volume string `json:"volume"`
+	Device string `json:"device"` // /dev/loopN
+	// Uses are the paths at which the volume is staged or published; the order is the
+	// order of use.
+	Uses []Use `json:"uses,omitempty"`
+	// ReadOnly and Scratch say how it is attached: a device that refuses writes; writes
+	// that are thrown away.
+	ReadOnly bool `json:"readOnly,omitempty"`
+	Scratch  bool `json:"scratch,omitempty"`
+}
+
+// Use is a path at which a volume is staged or published. Purpose is kept for the caller,
+// never interpreted.
+type Use struct {
+	Path    string `json:"path"`
+	Purpose string `json:"purpose,omitempty"`
+}
+
+// Publication says that a CO was told that a volume is published to a node; kept for
+// the caller, never interpreted.
+type Publication struct {
+	Node       string    `json:"node"`
+	ReadOnly   bool      `json:"readOnly,omitempty"`
+	Capability string    `json:"capability"` // caller's text
+	Created    time.Time `json:"created"`
+	Released   bool      `json:"released,omitempty"` // the node has let the volume go since
 }
 
 // Stats describes a store. All sizes in bytes.

@@ -194,10 +194,29 @@ func (c *checker) records(view catalog.View) []image {
 		}
 		delete(names, id)
 	}
+	c.publications(view, bad)
 	for id, n := range names {
 		bad(keyCut+id, "is gone, but %d records name it", n)
 	}
 	return images
+}
+
+// publications verifies that what is published is there.
+func (c *checker) publications(view catalog.View, bad func(string, string, ...any)) {
+	for e := range view.All(keyPublish) {
+		id := strings.TrimPrefix(e.Key, keyPublish)
+		var p Publication
+		if err := decode(e, &p); err != nil {
+			bad(e.Key, "%v", err)
+		}
+		var rec volumeRecord
+		switch _, err := get(view, keyVolume+id, &rec); {
+		case errors.Is(err, ErrNotFound):
+			bad(e.Key, "is of no volume")
+		case err == nil && rec.Deleted: // what cannot be read is reported already
+			bad(e.Key, "is of a deleted volume")
+		}
+	}
 }
 
 // name verifies that a record and its name reservation agree.

@@ -17,6 +17,9 @@
 // Collection (collect.go) finds the slots that no root reaches, condemns them, waits
 // for the folds begun before, looks again and drops what is still dead.
 //
+// A volume may also be opened with a throw-away layer (scratch.go), for mounts that must
+// not change it: what is written there goes nowhere of all this.
+//
 // Background work is made of step functions (foldOnce, collectStep, markStep) that
 // tests call; Run only schedules them. Clock, randomness and files are injected.
 //

@@ -228,7 +228,7 @@ func (v *Volume) publish(job *foldJob, root dedup.Slot) {
 // recovered lets a volume that failed closed be attached anew, once nobody has it open
 // and all that was acknowledged is in chunks. Called with v.mu held.
 func (v *Volume) recovered() {
-	if v.mu.failed != nil && !v.mu.unfoldable && !v.mu.open && len(v.mu.layers) == 1 && !v.mu.layers[0].data {
+	if v.mu.failed != nil && !v.mu.unfoldable && !v.inUse() && len(v.mu.layers) == 1 && !v.mu.layers[0].data {
 		v.mu.failed = nil
 	}
 }

@@ -49,15 +49,19 @@ func (v *Volume) freeze() {
 
 // busy tells whether the volume has to stay in memory. Called with v.mu held.
 func (v *Volume) busy() bool {
-	if v.mu.open || len(v.mu.layers) > 1 || v.mu.folding || v.mu.failed != nil || v.mu.prep != nil {
+	if v.inUse() || len(v.mu.layers) > 1 || v.mu.folding || v.mu.failed != nil || v.mu.prep != nil {
 		return true
 	}
 	active := v.mu.layers[0]
 	return active.data || active.hold > 0 || active.last > v.mu.pos.Seq
 }
 
-// OpenVolume opens a volume for reading and writing; ErrInUse if it is open already. A
-// volume that starts at a cut without a root waits for it.
+// inUse tells whether somebody has the volume open. Called with v.mu held.
+func (v *Volume) inUse() bool { return v.mu.open || v.mu.scratch != nil }
+
+// OpenVolume opens a volume for reading and writing; ErrInUse if it is open already,
+// ErrFailed if it failed closed, ErrNotFound. A volume that starts at a cut without a root
+// waits for it.
 func (s *Store) OpenVolume(ctx context.Context, id string) (*Volume, error) {
 	if err := checkID('v', id); err != nil {
 		return nil, err
@@ -65,6 +69,17 @@ func (s *Store) OpenVolume(ctx context.Context, id string) (*Volume, error) {
 	if err := s.resolveCut(ctx, id); err != nil {
 		return nil, err
 	}
+	v, err := s.claim(id, func(v *Volume) { v.mu.open = true })
+	if err != nil {
+		return nil, err
+	}
+	s.sched.kickPrepare()
+	return v, nil
+}
+
+// claim gives a volume that nobody has open to whom take notes in it, and keeps it in
+// memory from then on. take is called with v.mu held. Errors are those of OpenVolume.
+func (s *Store) claim(id string, take func(v *Volume)) (*Volume, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.closed {
@@ -84,14 +99,13 @@ func (s *Store) OpenVolume(ctx context.Context, id string) (*Volume, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	switch {
-	case v.mu.open:
+	case v.inUse():
 		return nil, fmt.Errorf("volume %s is attached already: %w", id, ErrInUse)
 	case v.mu.failed != nil:
 		return nil, fmt.Errorf("volume %s: %w: %w", id, ErrFailed, v.mu.failed)
 	}
-	v.mu.open = true
+	take(v)
 	s.mu.volumes[id] = v
-	s.sched.kickPrepare()
 	return v, nil
 }
 
@@ -125,6 +139,17 @@ func (v *Volume) Close() error {
 	v.store.forget(v)
 	v.store.sched.kickFold()
 	return err
+}
+
+// shut is Close for whoever has the volume open, in whatever way.
+func (v *Volume) shut() error {
+	v.mu.RLock()
+	c := v.mu.scratch
+	v.mu.RUnlock()
+	if c != nil {
+		return c.Close()
+	}
+	return v.Close()
 }
 
 // forget drops a volume from memory that nothing keeps there.

@@ -24,6 +24,7 @@ const (
 	keyCut          = "cut/"
 	keyDamage       = "damage/"
 	keyAttach       = "attach/"
+	keyPublish      = "publish/"
 )
 
 // position is a place in a volume's journal: folded up to and including Seq.

@@ -18,7 +18,8 @@ type cutPoint struct {
 	rec volumeRecord // the volume's
 }
 
-// errMoved says that a fold moved the volume's position past the mark: mark again.
+// errMoved says that the volume's position or its state is no more what it was at the
+// mark: mark again.
 var errMoved = errors.New("volume moved past the mark")
 
 // withCut marks a volume's journal, syncs it up to the mark and commits what ops makes
@@ -29,9 +30,16 @@ var errMoved = errors.New("volume moved past the mark")
 // cut's record when it commits, and gives it its root, or commits first: then the cut
 // is recorded with that root. So a cut that is pending always stands above its
 // volume's position.
+//
+// The volume's state at the commit is that at the mark, since it is the same as before the
+// mark and only goes forward (startAt says what for).
 func (s *Store) withCut(ctx context.Context, volumeID string, ops func(catalog.View, cutPoint) ([]catalog.Op, error)) error {
 	id := s.newID('c')
 	for {
+		var before volumeRecord
+		if _, err := get(s.cat, keyVolume+volumeID, &before); err != nil {
+			return err
+		}
 		v, l, at, err := s.mark(ctx, volumeID, id)
 		if err != nil {
 			return err
@@ -40,7 +48,7 @@ func (s *Store) withCut(ctx context.Context, volumeID string, ops func(catalog.V
 			err = v.syncUpTo(at.Seq)
 		}
 		if err == nil {
-			err = s.commitCut(volumeID, id, at, ops)
+			err = s.commitCut(volumeID, id, before.State, at, ops)
 		}
 		if l != nil {
 			v.unhold(l, id, err == nil)
@@ -53,8 +61,8 @@ func (s *Store) withCut(ctx context.Context, volumeID string, ops func(catalog.V
 }
 
 // commitCut commits a cut at a position: pending if the volume has not been folded that
-// far, with the volume's root if it has.
-func (s *Store) commitCut(volumeID, id string, at position, ops func(catalog.View, cutPoint) ([]catalog.Op, error)) error {
+// far, with the volume's root if it has. errMoved if the volume has another state by now.
+func (s *Store) commitCut(volumeID, id string, state VolumeState, at position, ops func(catalog.View, cutPoint) ([]catalog.Op, error)) error {
 	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
 		c := cutPoint{id: id}
 		if _, err := get(view, keyVolume+volumeID, &c.rec); err != nil {
@@ -62,6 +70,9 @@ func (s *Store) commitCut(volumeID, id string, at position, ops func(catalog.Vie
 		}
 		if c.rec.Deleted {
 			return nil, fmt.Errorf("volume %s: %w", volumeID, ErrNotFound)
+		}
+		if c.rec.State != state {
+			return nil, errMoved
 		}
 		c.cut = cutRecord{Volume: volumeID, Position: c.rec.Position, Size: c.rec.Size, Mapped: c.rec.Mapped}
 		switch {

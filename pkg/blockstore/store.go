@@ -9,6 +9,7 @@ import (
 	"path"
 	"sort"
 	"sync"
+	"sync/atomic"
 
 	"github.com/k8ns/granary/pkg/blob"
 	"github.com/k8ns/granary/pkg/blockstore/blockmap"
@@ -24,6 +25,7 @@ const (
 	dirChunks  = "chunks"
 	dirJournal = "journal"
 	dirReserve = "reserve"
+	dirScratch = "scratch"
 )
 
 // openFiles bounds the descriptors of sealed chunk files.
@@ -47,8 +49,9 @@ type Store struct {
 	reserve  *reserve
 	maxWrite int // bytes of one journal record
 
-	gate  gate
-	sched scheduler
+	gate      gate
+	sched     scheduler
+	scratches atomic.Int64 // scratch files made
 
 	mu struct {
 		sync.Mutex
@@ -112,6 +115,7 @@ func (s *Store) open() error {
 	if err := s.checkAge(h, owned); err != nil {
 		return err
 	}
+	s.removeScratch()
 	if s.reserve, err = openReserve(s.fsys, path.Join(s.dir, dirReserve), s.o.SegmentBytes, s.o.ReserveBytes); err != nil {
 		return err
 	}
@@ -216,7 +220,7 @@ func (s *Store) Close() error {
 	sort.Slice(vols, func(i, j int) bool { return vols[i].id < vols[j].id })
 	var errs []error
 	for _, v := range vols {
-		if err := v.Close(); err != nil && !errors.Is(err, ErrClosed) {
+		if err := v.shut(); err != nil && !errors.Is(err, ErrClosed) {
 			errs = append(errs, err)
 		}
 	}

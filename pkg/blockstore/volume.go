@@ -35,6 +35,7 @@ type Volume struct {
 	mu struct {
 		sync.RWMutex
 		open       bool     // somebody attached it
+		scratch    *Scratch // somebody opened it with a throw-away layer; never while open
 		layers     []*layer // oldest first; the last is the active one
 		root       dedup.Slot
 		pos        position

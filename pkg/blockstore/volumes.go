@@ -159,8 +159,25 @@ type source struct {
 	fsType      string
 }
 
-// startAt sizes rec by the source; a source that was ever used makes a used volume
-// (I11: nobody formats a clone).
+// startAt sizes rec by the source and gives it the source's state, so that a copy of a
+// volume without a filesystem can get one: as used it could never be mounted.
+//
+// I11 asks that this state is not behind the image, which is the one at the mark, taken
+// before the commit that reads the state. Whatever is in the image was written before the
+// mark, in a state that was durable before the write: formatting before mkfs, used before
+// the first mount and before any raw use. States only go forward and a commit sees every
+// state that was durable before it, so it sees that one or a later one:
+//
+//   - Nothing moved between mark and commit: the state is the one that the image was
+//     written in. An empty copy has never been written to; in a formatting one there is at
+//     most what a mkfs left, over which mkfs may run again, as after a crash of the source's.
+//   - It moved before the mark: the commit sees it.
+//   - It moved between mark and commit: it is ahead of the image. That keeps I11, but from
+//     formatting to used it would leave a used copy with half a filesystem. So withCut marks
+//     again, and the state is always that at the mark.
+//
+// A snapshot keeps the state of its own commit, by the same argument, and its image never
+// changes (I4).
 func (r *volumeRecord) startAt(src source, spec VolumeSpec) error {
 	r.Size = spec.SizeBytes
 	if r.Size == 0 {
@@ -175,10 +192,7 @@ func (r *volumeRecord) startAt(src source, spec VolumeSpec) error {
 	r.Sector, r.Compression, r.OnFull = spec.SectorBytes, spec.Compression, spec.OnFull
 	r.inherit(src.sector, src.compression, src.onFull)
 	r.Source, r.FSType = src.id, src.fsType
-	r.State = StateUsed
-	if src.state == StateEmpty {
-		r.State = StateEmpty
-	}
+	r.State = src.state
 	return nil
 }
 
@@ -268,7 +282,7 @@ func (s *Store) startDelete(id string) (v *Volume, owes bool, err error) {
 	if v != nil {
 		v.mu.Lock()
 		defer v.mu.Unlock()
-		if v.mu.open {
+		if v.inUse() {
 			return nil, false, fmt.Errorf("volume %s is attached: detach it first: %w", id, ErrInUse)
 		}
 		owes = owesCut(v.mu.layers) && !v.mu.unfoldable
@@ -319,8 +333,10 @@ func deleteOps(view catalog.View, id string, owes bool) (ops []catalog.Op, mappe
 			return nil, 0, err
 		}
 	}
-	if _, ok := view.Get(keyAttach + id); ok {
-		ops = append(ops, del(keyAttach+id, catalog.ExpectAny))
+	for _, kind := range []string{keyAttach, keyPublish} { // nobody asks for them any more
+		if _, ok := view.Get(kind + id); ok {
+			ops = append(ops, del(kind+id, catalog.ExpectAny))
+		}
 	}
 	if owes {
 		rec.Deleted = true
@@ -414,26 +430,40 @@ func (s *Store) Volume(idOrName string) (VolumeInfo, error) {
 	if rec.Deleted {
 		return VolumeInfo{}, fmt.Errorf("volume %s: %w", id, ErrNotFound)
 	}
-	return s.describe(id, rec), nil
+	info := s.describe(id, rec)
+	if e, ok := s.cat.Get(keyPublish + id); ok {
+		if p, ok := s.publication(e); ok {
+			info.Publication = &p
+		}
+	}
+	return info, nil
 }
 
 // Volumes describes all volumes, by name.
 func (s *Store) Volumes() []VolumeInfo {
 	var out []VolumeInfo
-	for _, e := range s.scan(keyVolume) {
+	view := s.cat.View()
+	published := s.publications(view) // few: cheaper than a look for each volume
+	for _, e := range view.Scan(keyVolume, "", 0) {
 		var rec volumeRecord
 		if err := decode(e, &rec); err != nil {
 			s.log.Error("unreadable record", "err", err)
 			continue
 		}
-		if !rec.Deleted {
-			out = append(out, s.describe(strings.TrimPrefix(e.Key, keyVolume), rec))
+		if rec.Deleted {
+			continue
 		}
+		info := s.describe(strings.TrimPrefix(e.Key, keyVolume), rec)
+		if p, ok := published[info.ID]; ok {
+			info.Publication = &p
+		}
+		out = append(out, info)
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
 	return out
 }
 
+// describe tells all but the publication.
 func (s *Store) describe(id string, rec volumeRecord) VolumeInfo {
 	info := VolumeInfo{
 		ID: id, Name: rec.Name, SizeBytes: rec.Size, SectorBytes: rec.Sector,
@@ -452,7 +482,7 @@ func (s *Store) describe(id string, rec volumeRecord) VolumeInfo {
 	}
 	if v := s.loaded(id); v != nil {
 		v.mu.RLock()
-		info.Open = v.mu.open
+		info.Open = v.inUse()
 		for _, l := range v.mu.layers {
 			if l.data {
 				info.JournalBytes += l.bytes

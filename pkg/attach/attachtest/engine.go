@@ -24,13 +24,14 @@ type Engine struct {
 
 	mu struct {
 		sync.Mutex
-		volumes     map[string]*volume
-		snapshots   map[string]*snapshot
-		attachments map[string]blockstore.Attachment
-		fail        map[string]error
-		serial      int
-		problems    []blockstore.Problem
-		onCheck     func(context.Context) error
+		volumes      map[string]*volume
+		snapshots    map[string]*snapshot
+		attachments  map[string]blockstore.Attachment
+		publications map[string]blockstore.Publication
+		fail         map[string]error
+		serial       int
+		problems     []blockstore.Problem
+		onCheck      func(context.Context) error
 	}
 }
 
@@ -50,6 +51,7 @@ func NewEngine(t *Trace) *Engine {
 	e.mu.volumes = make(map[string]*volume)
 	e.mu.snapshots = make(map[string]*snapshot)
 	e.mu.attachments = make(map[string]blockstore.Attachment)
+	e.mu.publications = make(map[string]blockstore.Publication)
 	e.mu.fail = make(map[string]error)
 	return e
 }
@@ -209,6 +211,9 @@ func (e *Engine) describe(v *volume) blockstore.VolumeInfo {
 	info := v.info
 	info.Device = e.mu.attachments[info.ID].Device
 	info.MappedBytes = int64(len(v.data)) * blockstore.BlockSize
+	if p, ok := e.mu.publications[info.ID]; ok {
+		info.Publication = &p
+	}
 	return info
 }
 
@@ -238,6 +243,7 @@ func (e *Engine) DeleteVolume(id string) error {
 		return fmt.Errorf("volume %s: %w", id, blockstore.ErrInUse)
 	}
 	delete(e.mu.volumes, id)
+	delete(e.mu.publications, id)
 	return nil
 }
 
@@ -302,7 +308,73 @@ func (e *Engine) OpenVolume(_ context.Context, id string) (attach.Volume, error)
 		return nil, err
 	}
 	v.info.Open = true
-	return &openVolume{e, v}, nil
+	return &openVolume{e, v, v.data}, nil
+}
+
+// OpenScratch opens a volume with a throw-away layer, as blockstore.OpenScratch does.
+func (e *Engine) OpenScratch(_ context.Context, id string) (attach.Volume, error) {
+	if err := e.enter("OpenScratch"); err != nil {
+		return nil, err
+	}
+	defer e.mu.Unlock()
+	v, err := e.find(id)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case v.info.Open:
+		return nil, fmt.Errorf("volume %s: %w", id, blockstore.ErrInUse)
+	case v.info.Failed != "":
+		return nil, fmt.Errorf("volume %s: %w: %s", id, blockstore.ErrFailed, v.info.Failed)
+	}
+	if err := e.trace.step("open scratch"); err != nil {
+		return nil, err
+	}
+	v.info.Open = true
+	return &openVolume{e, v, maps.Clone(v.data)}, nil
+}
+
+// PutPublication keeps the rules of blockstore: ErrNotFound without a volume, and a zero
+// Created is now.
+func (e *Engine) PutPublication(id string, p blockstore.Publication) error {
+	if err := e.enter("PutPublication"); err != nil {
+		return err
+	}
+	defer e.mu.Unlock()
+	if e.mu.volumes[id] == nil {
+		return fmt.Errorf("volume %s: %w", id, blockstore.ErrNotFound)
+	}
+	if err := e.trace.step("publish record"); err != nil {
+		return err
+	}
+	if p.Created.IsZero() {
+		p.Created = time.Unix(1700000000, 0)
+	}
+	e.mu.publications[id] = p
+	return nil
+}
+
+// RemovePublication does nothing, not even a step, if there is none.
+func (e *Engine) RemovePublication(id string) error {
+	if err := e.enter("RemovePublication"); err != nil {
+		return err
+	}
+	defer e.mu.Unlock()
+	if _, ok := e.mu.publications[id]; !ok {
+		return nil
+	}
+	if err := e.trace.step("remove publish record"); err != nil {
+		return err
+	}
+	delete(e.mu.publications, id)
+	return nil
+}
+
+// Publications returns every publication by volume ID.
+func (e *Engine) Publications() map[string]blockstore.Publication {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return maps.Clone(e.mu.publications)
 }
 
 // PutAttachment implements attach.Store.
@@ -315,8 +387,8 @@ func (e *Engine) PutAttachment(a blockstore.Attachment) error {
 	if a.Device != "" {
 		words = append(words, "device")
 	}
-	if len(a.Mounts) > 0 {
-		words = append(words, fmt.Sprintf("%d mounts", len(a.Mounts)))
+	if len(a.Uses) > 0 {
+		words = append(words, fmt.Sprintf("%d mounts", len(a.Uses)))
 	}
 	if err := e.trace.step(strings.Join(words, " ")); err != nil {
 		return err
@@ -349,10 +421,12 @@ func (e *Engine) Attachments() []blockstore.Attachment {
 	return list
 }
 
-// openVolume is an open volume of an Engine.
+// openVolume is an open volume of an Engine. Its fields are fixed; what data holds is
+// guarded by the Engine's mutex.
 type openVolume struct {
-	e *Engine
-	v *volume
+	e    *Engine
+	v    *volume
+	data map[int64][]byte // the volume's, or a copy that is thrown away
 }
 
 func (o *openVolume) Size() int64 {
@@ -369,7 +443,7 @@ func (o *openVolume) ReadAt(p []byte, off int64) (int, error) {
 	for i := range p {
 		p[i] = 0
 		at := off + int64(i)
-		if block := o.v.data[at/blockstore.BlockSize]; block != nil {
+		if block := o.data[at/blockstore.BlockSize]; block != nil {
 			p[i] = block[at%blockstore.BlockSize]
 		}
 	}
@@ -383,9 +457,9 @@ func (o *openVolume) WriteAt(p []byte, off int64) (int, error) {
 		at := off + int64(i)
 		// Blocks are replaced, not changed: copies of the volume share them.
 		block := make([]byte, blockstore.BlockSize)
-		copy(block, o.v.data[at/blockstore.BlockSize])
+		copy(block, o.data[at/blockstore.BlockSize])
 		i += copy(block[at%blockstore.BlockSize:], p[i:])
-		o.v.data[at/blockstore.BlockSize] = block
+		o.data[at/blockstore.BlockSize] = block
 	}
 	return len(p), nil
 }

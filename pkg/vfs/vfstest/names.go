@@ -28,6 +28,12 @@ func testRemoveOpen(t *testing.T, e env) {
 	must(t, err)
 	must(t, f.Sync())
 	wantRead(t, f, 0, []byte("Old"))
+	_, err = f.WriteAt([]byte("far"), 1<<20)
+	must(t, err)
+	size, err := f.Size()
+	must(t, err)
+	equal(t, "Size", size, 1<<20+3)
+	wantRead(t, f, 1<<20-3, []byte("\x00\x00\x00far"))
 	e.wantFile(t, "a", "new")
 }
 
