@@ -49,6 +49,12 @@ type Filesystems interface {
 	// Fsck repairs what can be repaired without asking (ext4) before a mount; the
 	// other types do that when they are mounted.
 	Fsck(ctx context.Context, device, fsType string) error
+	// ProbeFS tells what is on a device: ext4 (also for ext2 and ext3), xfs, btrfs,
+	// another name as blkid has it, or "" for nothing known. It reads the first MiB (a
+	// smaller device whole) and any byte of it that cannot be read is an error. It is
+	// for a clear message before a mount, never for deciding to format (invariant I11).
+	// Reading that takes longer than ctx goes on behind the error.
+	ProbeFS(ctx context.Context, device string) (fsType string, err error)
 	// Mount mounts source on the directory target; flags as in mount -o. It does
 	// not look whether something is mounted there. A mount that has begun is not
 	// given up when ctx ends.

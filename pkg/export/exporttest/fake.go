@@ -288,6 +288,17 @@ func (h *Host) checkLabel(device, fsType string) error {
 	return err
 }
 
+// ProbeFS implements export.Filesystems: it answers from the label.
+func (h *Host) ProbeFS(ctx context.Context, device string) (string, error) {
+	if err := h.begin("ProbeFS", device); err != nil {
+		return "", err
+	}
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	return h.Formatted(device)
+}
+
 // Mount implements export.Filesystems. The target must be a directory.
 func (h *Host) Mount(ctx context.Context, source, target, fsType string, flags []string) error {
 	if err := h.begin("Mount", append([]string{source, target, fsType}, flags...)...); err != nil {

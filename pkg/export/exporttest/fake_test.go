@@ -62,7 +62,13 @@ func TestLife(t *testing.T) {
 	if err := h.Mount(ctx, a.Path(), t.TempDir(), "ext4", nil); err == nil {
 		t.Error("mounted without a filesystem")
 	}
+	if fs, err := h.ProbeFS(ctx, a.Path()); err != nil || fs != "" {
+		t.Errorf("probe of an empty device: %q, %v", fs, err)
+	}
 	ok(t, h.Mkfs(ctx, a.Path(), "ext4", nil))
+	if fs, err := h.ProbeFS(ctx, a.Path()); err != nil || fs != "ext4" {
+		t.Errorf("probe: %q, %v", fs, err)
+	}
 	stage, pub := t.TempDir(), t.TempDir()
 	ok(t, h.Mount(ctx, a.Path(), stage, "ext4", nil))
 	ok(t, h.BindMount(ctx, stage, pub, []string{"ro"}))
