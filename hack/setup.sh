@@ -23,6 +23,7 @@ need() {
 need fio fio
 need mkfs.ext4 e2fsprogs
 need mkfs.xfs xfsprogs
+need mkfs.btrfs btrfs-progs
 need fstrim util-linux
 need losetup mount
 need modprobe kmod

@@ -59,6 +59,7 @@ type Attached struct {
 	host Host
 	dev  Device
 	name string
+	ro   bool
 	log  *slog.Logger
 	conn FUSEConn
 	fuse *FUSE
@@ -83,7 +84,7 @@ func Attach(ctx context.Context, h Host, dev Device, o Options) (*Attached, erro
 	if err := o.validate(dev.Size()); err != nil {
 		return nil, err
 	}
-	a := &Attached{host: h, dev: dev, name: o.Name, log: o.Logger, served: make(chan struct{})}
+	a := &Attached{host: h, dev: dev, name: o.Name, ro: o.ReadOnly, log: o.Logger, served: make(chan struct{})}
 	if err := a.serve(ctx, o); err != nil {
 		return nil, fmt.Errorf("attach %s: %w", o.Name, err)
 	}
@@ -178,7 +179,9 @@ func (a *Attached) Session() Session {
 	return s
 }
 
-// Resize makes the block device as large as the Device is now. It may be repeated.
+// Resize makes the block device as large as the Device is now. It may be repeated. A
+// device that is attached read-only keeps its size until it is attached anew:
+// ErrReadOnly if that is not the Device's.
 func (a *Attached) Resize(ctx context.Context) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -196,6 +199,12 @@ func (a *Attached) resize(ctx context.Context) error {
 		return err
 	}
 	size := a.dev.Size()
+	if a.ro { // its file is open for reading: the kernel refuses to truncate it
+		if err := a.checkSize(size); err != nil {
+			return fmt.Errorf("%w: %w", ErrReadOnly, err)
+		}
+		return nil
+	}
 	if err := a.conn.Truncate(a.file, size); err != nil {
 		return err
 	}

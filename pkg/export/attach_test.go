@@ -182,6 +182,7 @@ func TestFilesystems(t *testing.T) {
 		{"ext4", 4096, []string{"e2fsck", "-fn"}},
 		{"xfs", 512, []string{"xfs_repair", "-n"}},
 		{"xfs", 4096, []string{"xfs_repair", "-n"}},
+		{"btrfs", 512, []string{"btrfs", "check"}},
 		{"btrfs", 4096, []string{"btrfs", "check"}},
 	} {
 		t.Run(fmt.Sprint(c.fsType, c.sector), func(t *testing.T) {
@@ -410,21 +411,70 @@ func TestErrors(t *testing.T) {
 
 func TestReadOnly(t *testing.T) {
 	dev := newMem(1 << 20)
+	var writes atomic.Int64
+	dev.onWrite = func(int64, int) error {
+		writes.Add(1)
+		return nil
+	}
 	a, h := attach(t, dev, Options{ReadOnly: true})
 	f, err := openCloexec(a.Path(), unix.O_RDONLY)
 	ok(t, err)
 	defer f.Close()
 	_, err = f.ReadAt(make([]byte, 4096), 0)
 	ok(t, err)
-	if w, err := openCloexec(a.Path(), unix.O_RDWR|unix.O_DIRECT); err == nil {
-		if _, err := w.WriteAt(aligned(4096, 0), 0); err == nil {
-			t.Error("write to a read-only device succeeded")
+	for _, flags := range []int{unix.O_RDWR | unix.O_DIRECT, unix.O_RDWR} {
+		w, err := openCloexec(a.Path(), flags)
+		if err == nil {
+			_, err = w.WriteAt(aligned(4096, 0), 0)
+			err = errors.Join(err, w.Sync())
+			w.Close()
 		}
-		w.Close()
+		if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
+			t.Errorf("write to a read-only device: %v", err)
+		}
+	}
+	if n := writes.Load() + int64(dev.holes()); n != 0 {
+		t.Errorf("%d writes reached a read-only device", n)
 	}
 	if b, err := h.LoopBacking(a.Path()); err != nil || !b.ReadOnly || !b.Is(a.name) {
 		t.Errorf("backing %+v, %v", b, err)
 	}
+}
+
+// TestReadOnlyResize: nothing but a new attachment makes a read-only device larger.
+func TestReadOnlyResize(t *testing.T) {
+	dev := newMem(1 << 20)
+	a, h := attach(t, dev, Options{ReadOnly: true})
+	ok(t, a.Resize(t.Context()))
+	dev.grow(2 << 20)
+	if err := a.Resize(t.Context()); !errors.Is(err, ErrReadOnly) {
+		t.Errorf("resize: %v", err)
+	}
+	if size, err := h.DeviceSize(a.Path()); err != nil || size != 1<<20 {
+		t.Errorf("%d bytes, %v", size, err)
+	}
+	ok(t, a.Detach(t.Context()))
+	a, h = attach(t, dev, Options{ReadOnly: true})
+	if size, err := h.DeviceSize(a.Path()); err != nil || size != 2<<20 {
+		t.Errorf("attached anew: %d bytes, %v", size, err)
+	}
+}
+
+// TestReadOnlyMount: a filesystem on a read-only device can be mounted for reading only.
+func TestReadOnlyMount(t *testing.T) {
+	needFilesystem(t, "ext4")
+	dev, ctx := newMem(16<<20), t.Context()
+	a, h := attach(t, dev, Options{})
+	ok(t, h.Mkfs(ctx, a.Path(), "ext4", nil))
+	ok(t, a.Detach(ctx))
+	a, h = attach(t, dev, Options{ReadOnly: true})
+	dir := t.TempDir()
+	t.Cleanup(func() { _ = h.ForceUnmount(dir) })
+	ok(t, h.Mount(ctx, a.Path(), dir, "ext4", []string{"ro"}))
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); !errors.Is(err, unix.EROFS) {
+		t.Errorf("write: %v", err)
+	}
+	ok(t, h.Unmount(dir))
 }
 
 func TestResizeRefused(t *testing.T) {

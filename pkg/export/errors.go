@@ -12,13 +12,16 @@ import (
 
 // Errors that callers distinguish, by errors.Is.
 var (
-	// ErrInUse is a device that cannot be detached because it is mounted or open;
+	// ErrInUse is a device that cannot be detached or changed because it is mounted or open;
 	// the message names the mount points or the holders.
 	ErrInUse = errors.New("device in use")
 	// ErrNotAttached is a device with nothing behind it, or that does not exist.
 	ErrNotAttached = errors.New("no loop device attached")
+	// ErrReadOnly is a device attached read-only that was to grow: detach it and
+	// attach it again.
+	ErrReadOnly = errors.New("attached read-only")
 	// ErrInvalid is an argument that can never work: a name, a size, a sector size,
-	// a filesystem type.
+	// a filesystem type, a mount flag.
 	ErrInvalid = errors.New("invalid argument")
 )
 

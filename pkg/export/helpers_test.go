@@ -48,6 +48,18 @@ func (d *memDevice) grow(size int64) {
 	d.mu.size = size
 }
 
+// copy is what a snapshot would have of the device.
+func (d *memDevice) copy() *memDevice {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	c := newMem(d.mu.size)
+	for at, b := range d.mu.blocks {
+		block := *b
+		c.mu.blocks[at] = &block
+	}
+	return c
+}
+
 func (d *memDevice) flushes() int {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
@@ -168,6 +180,18 @@ func needPrograms(t testing.TB, names ...string) {
 		if _, err := exec.LookPath(name); err != nil {
 			t.Skipf("needs %s: %v", name, err)
 		}
+	}
+}
+
+// needFilesystem skips a test where that type of filesystem cannot be made or mounted.
+func needFilesystem(t testing.TB, fsType string, programs ...string) {
+	t.Helper()
+	needKernel(t)
+	needPrograms(t, append(programs, "mkfs."+fsType)...)
+	known, err := os.ReadFile("/proc/filesystems")
+	ok(t, err)
+	if !strings.Contains(string(known), "\t"+fsType+"\n") {
+		t.Skipf("needs a kernel with %s", fsType)
 	}
 }
 

@@ -49,6 +49,20 @@ type Filesystems interface {
 	// Fsck repairs what can be repaired without asking (ext4) before a mount; the
 	// other types do that when they are mounted.
 	Fsck(ctx context.Context, device, fsType string) error
+	// ProbeFS tells what is on a device: ext4 (also for ext2 and ext3), xfs, btrfs,
+	// another name as blkid has it, or "" for nothing known. It reads the first MiB (a
+	// smaller device whole) and any byte of it that cannot be read is an error. It is
+	// for a clear message before a mount, never for deciding to format (invariant I11).
+	// Reading that takes longer than ctx goes on behind the error.
+	ProbeFS(ctx context.Context, device string) (fsType string, err error)
+	// PrepareCopy makes the filesystem on a device that is a copy of another device
+	// mountable beside its source, before its first mount. A btrfs gets uuid, which no
+	// other filesystem may have, as its filesystem ID; ext4 needs nothing, and xfs the
+	// mount flag nouuid. It may be cut off anywhere and repeated; with that uuid already
+	// there it changes nothing. ErrInUse if the device is mounted; ErrInvalid, before
+	// anything is changed, if the btrfs is of a kind that cannot be prepared. Work that
+	// takes longer than ctx goes on behind the error and keeps the device in use.
+	PrepareCopy(ctx context.Context, device, fsType string, uuid [16]byte) error
 	// Mount mounts source on the directory target; flags as in mount -o. It does
 	// not look whether something is mounted there. A mount that has begun is not
 	// given up when ctx ends.

@@ -18,8 +18,9 @@ type localHost struct {
 }
 
 // NewHost returns the Host that does everything in this process, which must run as
-// root with CAP_SYS_ADMIN, /dev/fuse, /dev/loop-control and, for what it is asked to
-// do, mount, e2fsck, mkfs and the growing tools of the filesystems in its PATH.
+// root with CAP_SYS_ADMIN, /dev/fuse, /dev/loop-control, for btrfs /dev/btrfs-control
+// and, for what it is asked to do, mount, e2fsck, mkfs and the growing tools of the
+// filesystems in its PATH.
 func NewHost() Host {
 	h := &localHost{mounter: sync.OnceValue(func() mountutils.Interface {
 		return mountutils.NewWithoutSystemd("")

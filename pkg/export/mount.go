@@ -17,8 +17,12 @@ func (h *localHost) Mount(ctx context.Context, source, target, fsType string, fl
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	var forgotten error // only of interest if the mount fails
+	if fsType == "btrfs" {
+		forgotten = forgetBtrfs(source)
+	}
 	if err := h.mounter().Mount(source, target, fsType, flags); err != nil {
-		return fmt.Errorf("mount %s at %s: %w", source, target, err)
+		return fmt.Errorf("mount %s at %s: %w", source, target, errors.Join(err, forgotten))
 	}
 	return nil
 }

@@ -79,6 +79,16 @@ func (h *Host) Fsck(ctx context.Context, device, fsType string) error {
 	return h.Host.Fsck(ctx, device, fsType)
 }
 
+// PrepareCopy implements export.Filesystems. It is a step only where the real one writes.
+func (h *Host) PrepareCopy(ctx context.Context, device, fsType string, uuid [16]byte) error {
+	if fsType == "btrfs" {
+		if err := h.step("prepare copy", fsType); err != nil {
+			return err
+		}
+	}
+	return h.Host.PrepareCopy(ctx, device, fsType, uuid)
+}
+
 // Mount implements export.Filesystems.
 func (h *Host) Mount(ctx context.Context, source, target, fsType string, flags []string) error {
 	if err := h.step("mount", fsType, strings.Join(flags, ",")); err != nil {

@@ -288,6 +288,33 @@ func (h *Host) checkLabel(device, fsType string) error {
 	return err
 }
 
+// ProbeFS implements export.Filesystems: it answers from the label.
+func (h *Host) ProbeFS(ctx context.Context, device string) (string, error) {
+	if err := h.begin("ProbeFS", device); err != nil {
+		return "", err
+	}
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	return h.Formatted(device)
+}
+
+// PrepareCopy implements export.Filesystems: of a btrfs it looks at the label, and it
+// changes nothing.
+func (h *Host) PrepareCopy(ctx context.Context, device, fsType string, uuid [16]byte) error {
+	if err := h.begin("PrepareCopy", device, fsType, fmt.Sprintf("%x", uuid)); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	switch fsType {
+	case "ext4", "xfs":
+		return nil
+	}
+	return h.checkLabel(device, fsType)
+}
+
 // Mount implements export.Filesystems. The target must be a directory.
 func (h *Host) Mount(ctx context.Context, source, target, fsType string, flags []string) error {
 	if err := h.begin("Mount", append([]string{source, target, fsType}, flags...)...); err != nil {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -62,7 +63,20 @@ func TestLife(t *testing.T) {
 	if err := h.Mount(ctx, a.Path(), t.TempDir(), "ext4", nil); err == nil {
 		t.Error("mounted without a filesystem")
 	}
+	if fs, err := h.ProbeFS(ctx, a.Path()); err != nil || fs != "" {
+		t.Errorf("probe of an empty device: %q, %v", fs, err)
+	}
+	if err := h.PrepareCopy(ctx, a.Path(), "btrfs", [16]byte{1}); err == nil {
+		t.Error("prepared a copy without a filesystem")
+	}
 	ok(t, h.Mkfs(ctx, a.Path(), "ext4", nil))
+	if fs, err := h.ProbeFS(ctx, a.Path()); err != nil || fs != "ext4" {
+		t.Errorf("probe: %q, %v", fs, err)
+	}
+	ok(t, h.PrepareCopy(ctx, a.Path(), "ext4", [16]byte{1}))
+	if want := "PrepareCopy /dev/loop0 ext4 01" + strings.Repeat("00", 15); !slices.Contains(h.Calls(), want) {
+		t.Errorf("no %q in %q", want, h.Calls())
+	}
 	stage, pub := t.TempDir(), t.TempDir()
 	ok(t, h.Mount(ctx, a.Path(), stage, "ext4", nil))
 	ok(t, h.BindMount(ctx, stage, pub, []string{"ro"}))
