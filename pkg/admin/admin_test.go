@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"github.com/k8ns/granary/pkg/attach"
 	"github.com/k8ns/granary/pkg/attach/attachtest"
 	"github.com/k8ns/granary/pkg/blockstore"
+	"github.com/k8ns/granary/pkg/socket"
 )
 
 // daemon is an admin server over an engine in memory.
@@ -44,7 +44,7 @@ func start(t *testing.T) *daemon {
 	attached := attach.New(d.engine, d.host, d.host.Options())
 	d.server = admin.NewServer(d.engine, attached, slog.New(slog.DiscardHandler))
 	dir := dataDir(t)
-	ln, err := admin.Listen(admin.SocketPath(dir))
+	ln, err := socket.Listen(admin.SocketPath(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,41 +223,10 @@ func leaveSocket(t *testing.T, path string) {
 	ln.Close()
 }
 
-func TestListen(t *testing.T) {
-	path := filepath.Join(dataDir(t), "s")
-	leaveSocket(t, path)
-	leaveSocket(t, path+".new")
-	ln, err := admin.Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v, %v", info.Mode(), err)
-	}
-	if _, err := admin.Listen(path); !errors.Is(err, blockstore.ErrInUse) {
-		t.Errorf("second listener: %v", err)
-	}
-	if err := ln.Close(); err != nil {
-		t.Error(err)
-	}
-	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("socket stays: %v", err)
-	}
-	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := admin.Listen(path); !errors.Is(err, blockstore.ErrInvalid) {
-		t.Errorf("over a file: %v", err)
-	}
-	if _, err := admin.Listen("/" + strings.Repeat("a", 200)); !errors.Is(err, blockstore.ErrInvalid) {
-		t.Errorf("long path: %v", err)
-	}
-}
-
 // A daemon that dies in the middle of an answer is not taken for one that is done.
 func TestDaemonGoesAway(t *testing.T) {
 	dir := dataDir(t)
-	ln, err := admin.Listen(admin.SocketPath(dir))
+	ln, err := socket.Listen(admin.SocketPath(dir))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,132 +1,19 @@
 package kubelet
 
 import (
-	"errors"
 	"fmt"
 	"net"
-	"os"
-	"path/filepath"
-	"syscall"
-	"time"
+
+	"github.com/k8ns/granary/pkg/socket"
 )
 
-// maxSocketPath is the longest path that fits into a sockaddr_un.
-const maxSocketPath = 107
-
-// answerEnd is how long a socket that is there already may take to answer.
-const answerEnd = 5 * time.Second
-
-// Listen makes the registration socket, which only its owner can open. What is there
-// is replaced only if it is a socket on which nobody answers: a killed daemon leaves
-// one. Anything else is an error, and so is a directory that is not there: one of our
-// own making is not the one that kubelet watches. Closing the listener removes the
-// socket.
+// Listen makes the registration socket, which only its owner can open; see
+// socket.Listen. A directory that is not there is an error: one of our own making is
+// not the one that kubelet watches. Closing the listener removes the socket.
 func (r *Registration) Listen() (net.Listener, error) {
-	ln, err := listen(r.socket)
+	ln, err := socket.Listen(r.socket)
 	if err != nil {
 		return nil, fmt.Errorf("registration socket: %w", err)
 	}
 	return ln, nil
 }
-
-func listen(path string) (net.Listener, error) {
-	tmp := hidden(path)
-	if err := checkFree(path); err != nil {
-		return nil, err
-	}
-	if err := removeStale(tmp); err != nil {
-		return nil, err
-	}
-	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	ln.SetUnlinkOnClose(false)
-	file, err := publish(tmp, path)
-	if err != nil {
-		err = errors.Join(err, ln.Close(), os.Remove(tmp))
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	return &listener{UnixListener: ln, path: path, file: file}, nil
-}
-
-// hidden is the name under which a socket is made: kubelet passes over names that
-// begin with a dot. It is as long as the other, so that every path that fits a socket
-// can be used.
-func hidden(path string) string {
-	dir, base := filepath.Split(path)
-	return dir + "." + base[1:]
-}
-
-// publish gives a socket that answers its mode and its name, and tells which file it
-// is.
-func publish(tmp, path string) (os.FileInfo, error) {
-	if err := os.Chmod(tmp, 0o600); err != nil {
-		return nil, err
-	}
-	file, err := os.Lstat(tmp)
-	if err != nil {
-		return nil, err
-	}
-	return file, os.Rename(tmp, path)
-}
-
-// checkFree is nil if path is free or a socket of a dead process.
-func checkFree(path string) error {
-	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil
-	case err != nil:
-		return fmt.Errorf("listen on %s: %w", path, err)
-	case info.Mode().Type() != os.ModeSocket:
-		return fmt.Errorf("%s is there already and is not a socket: remove it if nobody needs it", path)
-	}
-	conn, err := net.DialTimeout("unix", path, answerEnd)
-	switch {
-	case err == nil:
-		_ = conn.Close()
-		return fmt.Errorf("another process listens on %s", path)
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return nil
-	}
-	return fmt.Errorf("listen on %s: what is there does not answer: %w", path, err)
-}
-
-// removeStale removes a socket of a dead process.
-func removeStale(path string) error {
-	if err := checkFree(path); err != nil {
-		return err
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove what a killed process left: %w", err)
-	}
-	return nil
-}
-
-// listener removes its socket when it is closed.
-type listener struct {
-	*net.UnixListener
-	path string
-	file os.FileInfo // the socket itself, to tell it from a successor's
-}
-
-// Close removes the name first: while it stands somebody answers there, so that no
-// successor takes it for stale and loses its own to us.
-func (l *listener) Close() error {
-	return errors.Join(l.remove(), l.UnixListener.Close())
-}
-
-func (l *listener) remove() error {
-	info, err := os.Lstat(l.path)
-	if errors.Is(err, os.ErrNotExist) || err == nil && !os.SameFile(info, l.file) {
-		return nil
-	}
-	if err == nil {
-		err = os.Remove(l.path)
-	}
-	return err
-}
-
-// Addr is where the socket stands, not where it was made.
-func (l *listener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }

@@ -15,6 +15,8 @@ import (
 
 	"google.golang.org/grpc"
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+
+	"github.com/k8ns/granary/pkg/socket"
 )
 
 const (
@@ -78,11 +80,11 @@ func NewRegistration(driver, csiSocket string, o RegistrationOptions) (*Registra
 	if err := checkSocketPath("CSI socket", csiSocket); err != nil {
 		return nil, err
 	}
-	socket := filepath.Join(o.Dir, driver+"-reg.sock")
-	if err := checkSocketPath("registration socket", socket); err != nil {
+	path := filepath.Join(o.Dir, driver+"-reg.sock")
+	if err := checkSocketPath("registration socket", path); err != nil {
 		return nil, err
 	}
-	r := &Registration{driver: driver, endpoint: csiSocket, socket: socket, log: o.Logger}
+	r := &Registration{driver: driver, endpoint: csiSocket, socket: path, log: o.Logger}
 	r.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.ConnectionTimeout(handshakeEnd))
 	registerapi.RegisterRegistrationServer(r.grpc, r)
 	return r, nil
@@ -96,8 +98,8 @@ func checkSocketPath(what, path string) error {
 		return fmt.Errorf("%s %q: give a path, not a URL", what, path)
 	case !filepath.IsAbs(path):
 		return fmt.Errorf("%s %q: give a full path", what, path)
-	case len(path) > maxSocketPath:
-		return fmt.Errorf("%s %s: the path has %d bytes, a socket's has at most %d", what, path, len(path), maxSocketPath)
+	case len(path) > socket.MaxPath:
+		return fmt.Errorf("%s %s: the path has %d bytes, a socket's has at most %d", what, path, len(path), socket.MaxPath)
 	}
 	return nil
 }
