@@ -72,7 +72,7 @@ func (w *world) volume(name string) string {
 
 func (w *world) mustAttach(id string) string {
 	w.t.Helper()
-	device, err := w.Attach(context.Background(), id)
+	device, err := w.Attach(context.Background(), id, attach.ReadWrite)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func (w *world) mount(id, device string) (target string) {
 	}
 	defer l.Unlock()
 	ctx := context.Background()
-	if err := errors.Join(w.host.Mkfs(ctx, device, "ext4", nil), l.AddMount(target),
+	if err := errors.Join(w.host.Mkfs(ctx, device, "ext4", nil), l.AddUse(blockstore.Use{Path: target}),
 		w.host.Mount(ctx, device, target, "ext4", nil)); err != nil {
 		w.t.Fatal(err)
 	}
@@ -215,7 +215,7 @@ func TestOneOperationAtATime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Attach(ctx, id); !errors.Is(err, blockstore.ErrBusy) {
+	if _, err := w.Attach(ctx, id, attach.ReadWrite); !errors.Is(err, blockstore.ErrBusy) {
 		t.Errorf("attach meanwhile: %v", err)
 	}
 	if err := w.Detach(ctx, id); !errors.Is(err, blockstore.ErrBusy) {
@@ -226,7 +226,7 @@ func TestOneOperationAtATime(t *testing.T) {
 	w.mustAttach(id)
 }
 
-func TestMountsOnRecord(t *testing.T) {
+func TestUsesOnRecord(t *testing.T) {
 	w := newWorld(t)
 	id := w.volume("a")
 	l, err := w.Lock(id)
@@ -234,18 +234,78 @@ func TestMountsOnRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Unlock()
-	if err := l.AddMount("/a"); !errors.Is(err, blockstore.ErrInvalid) {
-		t.Errorf("AddMount of a detached volume: %v", err)
+	a, b := blockstore.Use{Path: "/a", Purpose: "x"}, blockstore.Use{Path: "/b", Purpose: "x"}
+	if err := l.AddUse(a); !errors.Is(err, blockstore.ErrInvalid) {
+		t.Errorf("AddUse of a detached volume: %v", err)
 	}
-	if _, err := l.Attach(context.Background()); err != nil {
+	if _, err := l.Attach(context.Background(), attach.ReadWrite); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(l.AddMount("/a"), l.AddMount("/b"), l.AddMount("/a"), l.RemoveMount("/a"), l.RemoveMount("/c")); err != nil {
+	changed := blockstore.Use{Path: "/b", Purpose: "y"}
+	if err := errors.Join(l.AddUse(a), l.AddUse(b), l.AddUse(a), l.AddUse(changed), l.RemoveUse("/a"), l.RemoveUse("/c")); err != nil {
 		t.Fatal(err)
 	}
-	if got := w.engine.Attachments()[0].Mounts; !slices.Equal(got, []string{"/b"}) {
-		t.Errorf("on record: %q", got)
+	if got := w.engine.Attachments()[0].Uses; !slices.Equal(got, []blockstore.Use{changed}) || !slices.Equal(l.Uses(), got) {
+		t.Errorf("on record: %q, in memory: %q", got, l.Uses())
 	}
+}
+
+func TestAttachModes(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	id := w.volume("a")
+	for mode, steps := range map[attach.Mode][]string{
+		attach.ReadWrite: {"open", "record", "attach", "record device"},
+		attach.Scratch:   {"open scratch", "record", "attach", "record device"},
+		attach.ReadOnly:  {"open scratch", "record", "attach", "record device"},
+	} {
+		w.trace.Steps()
+		device, err := w.Attach(ctx, id, mode)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := w.trace.Steps(); !slices.Equal(got, steps) {
+			t.Errorf("%s: steps %q, want %q", mode, got, steps)
+		}
+		record := w.List()[0]
+		if record.Scratch != (mode == attach.Scratch) || record.ReadOnly != (mode == attach.ReadOnly) {
+			t.Errorf("%s: record %+v", mode, record)
+		}
+		if backing, err := w.host.LoopBacking(device); err != nil || backing.ReadOnly != (mode == attach.ReadOnly) {
+			t.Errorf("%s: device %+v, %v", mode, backing, err)
+		}
+		other := (mode + 1) % 3
+		if _, err := w.Attach(ctx, id, other); !errors.Is(err, blockstore.ErrInUse) || !strings.Contains(err.Error(), device) {
+			t.Errorf("%s while attached %s: %v", other, mode, err)
+		}
+		if err := w.Detach(ctx, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestLimit(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	o := w.host.Options()
+	o.Limit = 2
+	w.Attachments = attach.New(w.engine, w.host, o)
+	a, b, c := w.volume("a"), w.volume("b"), w.volume("c")
+	w.mustAttach(a)
+	w.host.Fail("AttachLoop", errors.New("no"))
+	if _, err := w.Attach(ctx, b, attach.ReadWrite); err == nil {
+		t.Error("attached without a loop device")
+	}
+	w.host.Fail("AttachLoop", nil)
+	w.mustAttach(b)
+	w.mustAttach(b)
+	if _, err := w.Attach(ctx, c, attach.ReadWrite); !errors.Is(err, attach.ErrLimit) {
+		t.Errorf("a third of two: %v", err)
+	}
+	if err := w.Detach(ctx, a); err != nil {
+		t.Fatal(err)
+	}
+	w.mustAttach(c)
 }
 
 // Killed before any step of attach, mount and detach, nothing stays behind after the
@@ -256,15 +316,15 @@ func TestKillAtEveryStep(t *testing.T) { // I1
 		w := newWorld(t)
 		id := w.volume("a")
 		w.trace.CrashIn(n)
-		device, err := w.Attach(ctx, id)
+		device, err := w.Attach(ctx, id, attach.ReadWrite)
 		target := t.TempDir()
 		if err == nil {
 			l, _ := w.Lock(id)
 			_ = w.host.Mkfs(ctx, device, "ext4", nil)
-			_ = l.AddMount(target)
+			_ = l.AddUse(blockstore.Use{Path: target})
 			_ = w.host.Mount(ctx, device, target, "ext4", nil)
 			if w.host.Unmount(target) == nil {
-				_ = l.RemoveMount(target)
+				_ = l.RemoveUse(target)
 			}
 			l.Unlock()
 			_ = w.Detach(ctx, id)
@@ -329,7 +389,7 @@ func TestShutdown(t *testing.T) {
 	if got := w.engine.Attachments(); len(got) != 1 || got[0].Volume != busy {
 		t.Errorf("records left: %+v", got)
 	}
-	if _, err := w.Attach(ctx, raw); !errors.Is(err, blockstore.ErrClosed) {
+	if _, err := w.Attach(ctx, raw, attach.ReadWrite); !errors.Is(err, blockstore.ErrClosed) {
 		t.Errorf("attach after shutdown: %v", err)
 	}
 	w.host.unmountable = ""
@@ -365,7 +425,7 @@ func (w *world) targetOf(id string) string {
 	w.t.Helper()
 	for _, a := range w.List() {
 		if a.Volume == id {
-			return a.Mounts[0]
+			return a.Uses[0].Path
 		}
 	}
 	w.t.Fatalf("volume %s is not mounted", id)
@@ -377,7 +437,7 @@ func TestFailedAttachLeavesNothing(t *testing.T) {
 		w := newWorld(t)
 		id := w.volume("a")
 		w.host.Fail(method, errors.New("no"))
-		if _, err := w.Attach(context.Background(), id); err == nil {
+		if _, err := w.Attach(context.Background(), id, attach.ReadWrite); err == nil {
 			t.Fatalf("attached without %s", method)
 		}
 		if got := w.engine.Attachments(); len(got) > 0 {
@@ -387,7 +447,7 @@ func TestFailedAttachLeavesNothing(t *testing.T) {
 		w.mustAttach(id)
 	}
 	w := newWorld(t)
-	if _, err := w.Attach(context.Background(), "v-"+fmt.Sprintf("%032d", 99)); !errors.Is(err, blockstore.ErrNotFound) {
+	if _, err := w.Attach(context.Background(), "v-"+fmt.Sprintf("%032d", 99), attach.ReadWrite); !errors.Is(err, blockstore.ErrNotFound) {
 		t.Errorf("attach of nothing: %v", err)
 	}
 }

@@ -2,6 +2,7 @@ package attach
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -21,6 +22,9 @@ type Store interface {
 	SetVolumeState(id string, state blockstore.VolumeState, fsType string) error
 	// OpenVolume opens a volume for reading and writing; ErrInUse when it is open.
 	OpenVolume(ctx context.Context, id string) (Volume, error)
+	// OpenScratch opens a volume under a layer that takes all writes and is thrown
+	// away; ErrInUse when it is open.
+	OpenScratch(ctx context.Context, id string) (Volume, error)
 	Records
 }
 
@@ -51,8 +55,37 @@ func (e engine) OpenVolume(ctx context.Context, id string) (Volume, error) {
 	return v, nil
 }
 
+func (e engine) OpenScratch(ctx context.Context, id string) (Volume, error) {
+	v, err := e.Store.OpenScratch(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// ErrLimit is one attached volume too many.
+var ErrLimit = errors.New("as many volumes as can be are attached")
+
+// Mode says what the block device of a volume does with writes.
+type Mode int
+
+const (
+	ReadWrite Mode = iota
+	// Scratch keeps writes beside the volume until it is detached, then throws them
+	// away: a filesystem mounted read-only writes too, when it replays its log.
+	Scratch
+	// ReadOnly makes a device that refuses writes.
+	ReadOnly
+)
+
+func (m Mode) String() string {
+	return [...]string{"read-write", "read-only under a throw-away layer", "read-only"}[m]
+}
+
 // Options are the choices of New. The zero value is usable.
 type Options struct {
+	// Limit is how many volumes can be attached at a time; default: any number.
+	Limit   int
 	Buffers *export.Buffers // shared by all devices; default: each has its own
 	Logger  *slog.Logger
 
@@ -68,28 +101,40 @@ type Attachments struct {
 	host    export.Host
 	buffers *export.Buffers
 	log     *slog.Logger
+	limit   int // 0: none
 
 	loopDevices func() ([]string, error)
 	syncFS      func(path string) error
 
 	// locks has one lock per volume ID. Taken before mu.
-	locks keyedLock
+	locks KeyedLock
 
 	mu struct {
 		sync.Mutex
 		attached map[string]*attachment // by volume ID
+		places   int                    // attached or being attached
 		last     uint64                 // serial of the newest attachment
 		closed   bool                   // Shutdown has begun
 	}
 }
 
-// attachment is one attached volume. Fixed but for mounts, which belongs to the holder
+// attachment is one attached volume. Fixed but for uses, which belongs to the holder
 // of the volume's lock; the slice is replaced, never changed, under Attachments.mu.
 type attachment struct {
 	volume Volume
+	mode   Mode
 	device *export.Attached
 	serial uint64 // order of attaching
-	mounts []string
+	uses   []blockstore.Use
+}
+
+// record is what the catalog is told.
+func (at *attachment) record(id string) blockstore.Attachment {
+	r := blockstore.Attachment{Volume: id, Uses: at.uses, ReadOnly: at.mode == ReadOnly, Scratch: at.mode == Scratch}
+	if at.device != nil {
+		r.Device = at.device.Path()
+	}
+	return r
 }
 
 // New makes an empty set. ClearDead has to run before the first Attach.
@@ -99,6 +144,7 @@ func New(store Store, host export.Host, o Options) *Attachments {
 		host:        host,
 		buffers:     o.Buffers,
 		log:         o.Logger,
+		limit:       o.Limit,
 		loopDevices: o.LoopDevices,
 		syncFS:      o.SyncFS,
 	}
@@ -138,9 +184,26 @@ func (a *Attachments) List() []blockstore.Attachment {
 	list := make([]blockstore.Attachment, 0, len(ids))
 	for _, id := range ids {
 		at := a.mu.attached[id]
-		list = append(list, blockstore.Attachment{Volume: id, Device: at.device.Path(), Mounts: at.mounts})
+		list = append(list, at.record(id))
 	}
 	return list
+}
+
+// takePlace counts one more attached volume; ErrLimit if there may be no more.
+func (a *Attachments) takePlace() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.limit > 0 && a.mu.places >= a.limit {
+		return fmt.Errorf("%w: %d", ErrLimit, a.limit)
+	}
+	a.mu.places++
+	return nil
+}
+
+func (a *Attachments) leavePlace() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.mu.places--
 }
 
 func (a *Attachments) find(id string) *attachment {
@@ -152,14 +215,14 @@ func (a *Attachments) find(id string) *attachment {
 // Lock takes the lock of a volume, which need not exist. ErrBusy if another operation
 // on it is running, ErrClosed after Shutdown has begun. The caller has to Unlock.
 func (a *Attachments) Lock(id string) (*Locked, error) {
-	if !a.locks.try(id) {
+	if !a.locks.Try(id) {
 		return nil, fmt.Errorf("another operation on volume %s is running: try again when it has ended: %w", id, blockstore.ErrBusy)
 	}
 	a.mu.Lock()
 	closed := a.mu.closed
 	a.mu.Unlock()
 	if closed {
-		a.locks.release(id)
+		a.locks.Release(id)
 		return nil, fmt.Errorf("the daemon is stopping: %w", blockstore.ErrClosed)
 	}
 	return &Locked{a: a, id: id}, nil
@@ -177,13 +240,13 @@ func (a *Attachments) AttachRaw(ctx context.Context, id string) (device string, 
 }
 
 // Attach attaches a volume, see Locked.Attach.
-func (a *Attachments) Attach(ctx context.Context, id string) (device string, err error) {
+func (a *Attachments) Attach(ctx context.Context, id string, mode Mode) (device string, err error) {
 	l, err := a.Lock(id)
 	if err != nil {
 		return "", err
 	}
 	defer l.Unlock()
-	return l.Attach(ctx)
+	return l.Attach(ctx, mode)
 }
 
 // Detach detaches a volume, see Locked.Detach.

@@ -13,8 +13,8 @@
 // record:
 //
 //	attach   record without device -> device -> record with device
-//	mount    record with the mount point -> mount       (AddMount, then mount)
-//	unmount  unmount -> record without the mount point  (unmount, then RemoveMount)
+//	mount    record with the mount point -> mount       (AddUse, then mount)
+//	unmount  unmount -> record without the mount point  (unmount, then RemoveUse)
 //	detach   device taken away -> volume closed -> record removed
 //
 // Whether a volume may be formatted is not decided here, with one exception: AttachRaw

@@ -5,14 +5,14 @@ import (
 	"sync"
 )
 
-// keyedLock is a set of locks by name. The zero value is ready.
-type keyedLock struct {
+// KeyedLock is a set of locks by name. The zero value is ready. Safe for concurrent use.
+type KeyedLock struct {
 	mu   sync.Mutex
 	held map[string]chan struct{} // closed when the holder lets go
 }
 
-// try takes the lock of a key, unless somebody has it.
-func (k *keyedLock) try(key string) bool {
+// Try takes the lock of a key, unless somebody has it.
+func (k *KeyedLock) Try(key string) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.held[key] != nil {
@@ -25,9 +25,9 @@ func (k *keyedLock) try(key string) bool {
 	return true
 }
 
-// wait takes the lock of a key when it is free; the context's error if it ends first.
-func (k *keyedLock) wait(ctx context.Context, key string) error {
-	for !k.try(key) {
+// Wait takes the lock of a key when it is free; the context's error if it ends first.
+func (k *KeyedLock) Wait(ctx context.Context, key string) error {
+	for !k.Try(key) {
 		k.mu.Lock()
 		released := k.held[key]
 		k.mu.Unlock()
@@ -43,7 +43,8 @@ func (k *keyedLock) wait(ctx context.Context, key string) error {
 	return nil
 }
 
-func (k *keyedLock) release(key string) {
+// Release lets the next one in.
+func (k *KeyedLock) Release(key string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	close(k.held[key])

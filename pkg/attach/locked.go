@@ -19,7 +19,7 @@ type Locked struct {
 }
 
 // Unlock lets the next operation on the volume in.
-func (l *Locked) Unlock() { l.a.locks.release(l.id) }
+func (l *Locked) Unlock() { l.a.locks.Release(l.id) }
 
 // Info describes the volume; ErrNotFound.
 func (l *Locked) Info() (blockstore.VolumeInfo, error) { return l.a.store.Volume(l.id) }
@@ -41,47 +41,71 @@ func (l *Locked) AttachRaw(ctx context.Context) (device string, err error) {
 			return "", err
 		}
 	}
-	return l.Attach(ctx)
+	return l.Attach(ctx, ReadWrite)
 }
 
 // Attach makes the volume into a block device and names it. A volume that is attached
-// already stays where it is.
+// already in this mode stays where it is; in another mode it is ErrInUse. ErrLimit
+// when no more volumes may be attached here.
 //
 // The record is written twice. Killed before the first time, nothing is there.
 // Killed after it and before the second, the record says that there may be a device,
 // which ClearDead then finds by the volume's name. Killed later, it names the device.
-func (l *Locked) Attach(ctx context.Context) (device string, err error) {
+func (l *Locked) Attach(ctx context.Context, mode Mode) (device string, err error) {
 	a := l.a
 	if at := a.find(l.id); at != nil {
+		if at.mode != mode {
+			return "", fmt.Errorf("volume %s is attached %s at %s, it cannot be attached %s beside that: %w",
+				l.id, at.mode, at.device.Path(), mode, blockstore.ErrInUse)
+		}
 		return at.device.Path(), nil
 	}
-	volume, err := a.store.OpenVolume(ctx, l.id)
+	if err := a.takePlace(); err != nil {
+		return "", fmt.Errorf("attach volume %s: %w", l.id, err)
+	}
+	at, err := l.attach(ctx, mode)
 	if err != nil {
-		return "", err
+		a.leavePlace()
+		return "", fmt.Errorf("attach volume %s: %w", l.id, sentinel(err))
 	}
-	if err := a.store.PutAttachment(blockstore.Attachment{Volume: l.id}); err != nil {
-		return "", errors.Join(fmt.Errorf("attach volume %s: %w", l.id, err), volume.Close())
+	a.mu.Lock()
+	a.mu.last++
+	at.serial = a.mu.last
+	a.mu.attached[l.id] = at
+	a.mu.Unlock()
+	a.log.Info("attached", "volume_id", l.id, "device", at.device.Path(), "mode", mode.String())
+	return at.device.Path(), nil
+}
+
+// attach does what Attach does to store and machine. After an error nothing is left.
+func (l *Locked) attach(ctx context.Context, mode Mode) (*attachment, error) {
+	a := l.a
+	open := a.store.OpenVolume
+	if mode != ReadWrite {
+		open = a.store.OpenScratch
 	}
-	dev, err := export.Attach(ctx, a.host, volume, export.Options{
+	volume, err := open(ctx, l.id)
+	if err != nil {
+		return nil, err
+	}
+	at := &attachment{volume: volume, mode: mode}
+	if err := a.store.PutAttachment(at.record(l.id)); err != nil {
+		return nil, errors.Join(err, volume.Close())
+	}
+	at.device, err = export.Attach(ctx, a.host, volume, export.Options{
 		Name:        l.id,
 		SectorBytes: volume.SectorBytes(),
+		ReadOnly:    mode == ReadOnly,
 		Buffers:     a.buffers,
 		Logger:      a.log.With("volume_id", l.id),
 	})
 	if err != nil {
-		err = fmt.Errorf("attach volume %s: %w", l.id, sentinel(err))
-		return "", errors.Join(err, volume.Close(), a.store.RemoveAttachment(l.id))
+		return nil, errors.Join(err, volume.Close(), a.store.RemoveAttachment(l.id))
 	}
-	if err := a.store.PutAttachment(blockstore.Attachment{Volume: l.id, Device: dev.Path()}); err != nil {
-		err = fmt.Errorf("attach volume %s: %w", l.id, err)
-		return "", errors.Join(err, dev.Detach(ctx), volume.Close(), a.store.RemoveAttachment(l.id))
+	if err := a.store.PutAttachment(at.record(l.id)); err != nil {
+		return nil, errors.Join(err, at.device.Detach(ctx), volume.Close(), a.store.RemoveAttachment(l.id))
 	}
-	a.mu.Lock()
-	a.mu.last++
-	a.mu.attached[l.id] = &attachment{volume: volume, device: dev, serial: a.mu.last}
-	a.mu.Unlock()
-	a.log.Info("attached", "volume_id", l.id, "device", dev.Path())
-	return dev.Path(), nil
+	return at, nil
 }
 
 // Detach takes the block device away and closes the volume. ErrInUse, naming the
@@ -104,6 +128,7 @@ func (l *Locked) Detach(ctx context.Context) error {
 	}
 	a.mu.Lock()
 	delete(a.mu.attached, l.id)
+	a.mu.places--
 	a.mu.Unlock()
 	if err := errors.Join(at.volume.Close(), a.store.RemoveAttachment(l.id)); err != nil {
 		return fmt.Errorf("volume %s is detached, but: %w", l.id, err)
@@ -156,54 +181,62 @@ func (l *Locked) Delete(context.Context) error {
 // Device tells where the volume is attached.
 func (l *Locked) Device() (device string, ok bool) { return l.a.Device(l.id) }
 
-// Mounts lists the mount points on record.
-func (l *Locked) Mounts() []string {
+// Uses lists what the volume is used for, as on record, the oldest first. The caller
+// does not change it.
+func (l *Locked) Uses() []blockstore.Use {
 	if at := l.a.find(l.id); at != nil {
-		return at.mounts
+		return at.uses
 	}
 	return nil
 }
 
-// AddMount puts a mount point on record; call it before mounting, so that a start
-// after a kill finds the mount. ErrInvalid if the volume is not attached.
-func (l *Locked) AddMount(target string) error {
-	mounts := l.Mounts()
-	if slices.Contains(mounts, target) {
+// AddUse puts a use on record, in place of one of the same path; call it before
+// mounting there, so that a start after a kill finds the mount. ErrInvalid if the
+// volume is not attached.
+func (l *Locked) AddUse(use blockstore.Use) error {
+	uses := slices.Clone(l.Uses())
+	i := slices.IndexFunc(uses, func(u blockstore.Use) bool { return u.Path == use.Path })
+	switch {
+	case i >= 0 && uses[i] == use:
 		return nil
+	case i >= 0:
+		uses[i] = use
+	default:
+		uses = append(uses, use)
 	}
-	return l.SetMounts(append(slices.Clone(mounts), target))
+	return l.setUses(uses)
 }
 
-// RemoveMount takes a mount point off the record; call it after unmounting.
-func (l *Locked) RemoveMount(target string) error {
-	mounts := l.Mounts()
-	i := slices.Index(mounts, target)
+// RemoveUse takes what is at a path off the record; call it after unmounting.
+func (l *Locked) RemoveUse(path string) error {
+	uses := l.Uses()
+	i := slices.IndexFunc(uses, func(u blockstore.Use) bool { return u.Path == path })
 	if i < 0 {
 		return nil
 	}
-	return l.SetMounts(slices.Delete(slices.Clone(mounts), i, i+1))
+	return l.setUses(slices.Delete(slices.Clone(uses), i, i+1))
 }
 
-// SetMounts replaces the mount points on record. ErrInvalid if the volume is not
-// attached.
-func (l *Locked) SetMounts(mounts []string) error {
+// setUses replaces what is on record.
+func (l *Locked) setUses(uses []blockstore.Use) error {
 	at := l.a.find(l.id)
 	if at == nil {
 		return fmt.Errorf("volume %s is not attached: %w", l.id, blockstore.ErrInvalid)
 	}
-	record := blockstore.Attachment{Volume: l.id, Device: at.device.Path(), Mounts: mounts}
+	record := at.record(l.id)
+	record.Uses = uses
 	if err := l.a.store.PutAttachment(record); err != nil {
-		return fmt.Errorf("record the mounts of volume %s: %w", l.id, err)
+		return fmt.Errorf("record the uses of volume %s: %w", l.id, err)
 	}
 	l.a.mu.Lock()
-	at.mounts = mounts
+	at.uses = uses
 	l.a.mu.Unlock()
 	return nil
 }
 
 // mounted lists where a volume is mounted now, oldest first: as a filesystem, also by
-// somebody whom nobody told us about, or as a device node bound to one of the mount
-// points on record.
+// somebody whom nobody told us about, or as a device node bound to one of the paths
+// on record.
 func (a *Attachments) mounted(at *attachment) ([]string, error) {
 	all, err := a.host.Mounts()
 	if err != nil {
@@ -211,7 +244,8 @@ func (a *Attachments) mounted(at *attachment) ([]string, error) {
 	}
 	var targets []string
 	for _, m := range all {
-		if m.Device == at.device.Path() || slices.Contains(at.mounts, m.Target) {
+		used := func(u blockstore.Use) bool { return u.Path == m.Target }
+		if m.Device == at.device.Path() || slices.ContainsFunc(at.uses, used) {
 			targets = append(targets, m.Target)
 		}
 	}

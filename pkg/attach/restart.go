@@ -25,7 +25,7 @@ func (a *Attachments) ClearDead(ctx context.Context) error {
 			continue
 		}
 		a.log.Info("cleared what a killed daemon left", "volume_id", record.Volume,
-			"device", record.Device, "mounts", record.Mounts)
+			"device", record.Device, "uses", record.Uses)
 	}
 	return errors.Join(failed...)
 }
@@ -39,8 +39,12 @@ func (a *Attachments) clearDead(ctx context.Context, record blockstore.Attachmen
 			return err
 		}
 	}
+	var paths []string
+	for _, use := range record.Uses {
+		paths = append(paths, use.Path)
+	}
 	for _, device := range devices {
-		if err := export.ClearDead(ctx, a.host, device, record.Volume, record.Mounts); err != nil {
+		if err := export.ClearDead(ctx, a.host, device, record.Volume, paths); err != nil {
 			return err
 		}
 	}
@@ -102,10 +106,10 @@ func (a *Attachments) Shutdown(ctx context.Context) error {
 // end ends one attachment. A call that still works on the volume when ctx ends loses
 // it.
 func (a *Attachments) end(ctx context.Context, record blockstore.Attachment) error {
-	if err := a.locks.wait(ctx, record.Volume); err != nil {
+	if err := a.locks.Wait(ctx, record.Volume); err != nil {
 		a.log.Warn("an operation on the volume has not ended", "volume_id", record.Volume, "err", err)
 	} else {
-		defer a.locks.release(record.Volume)
+		defer a.locks.Release(record.Volume)
 	}
 	at := a.find(record.Volume)
 	if at == nil {
@@ -143,7 +147,7 @@ func (a *Attachments) unmountAll(l *Locked, at *attachment) (busy bool) {
 			busy = true
 			continue
 		}
-		if err := l.RemoveMount(target); err != nil {
+		if err := l.RemoveUse(target); err != nil {
 			a.log.Warn("record of a mount", "volume_id", l.id, "mount", target, "err", err)
 		}
 	}

@@ -388,7 +388,7 @@ func (e *Engine) PutAttachment(a blockstore.Attachment) error {
 		words = append(words, "device")
 	}
 	if len(a.Uses) > 0 {
-		words = append(words, fmt.Sprintf("%d mounts", len(a.Uses)))
+		words = append(words, fmt.Sprintf("%d uses", len(a.Uses)))
 	}
 	if err := e.trace.step(strings.Join(words, " ")); err != nil {
 		return err

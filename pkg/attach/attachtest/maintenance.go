@@ -28,7 +28,7 @@ func (e *Engine) CreateSnapshot(_ context.Context, volumeID, name string, labels
 	s := &snapshot{
 		info: blockstore.SnapshotInfo{
 			ID: e.newID("s"), Name: name, VolumeID: volumeID, VolumeName: v.info.Name,
-			SizeBytes: v.info.SizeBytes, Created: time.Unix(1700000000, 0), Labels: labels,
+			SizeBytes: v.info.SizeBytes, Created: time.Unix(1700000000, 0), Labels: labels, FSType: v.info.FSType,
 		},
 		image: volume{info: v.info, data: maps.Clone(v.data)},
 	}
