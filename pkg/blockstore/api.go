@@ -69,6 +69,7 @@ type SnapshotInfo struct {
 	SizeBytes   int64             `json:"size"`
 	Created     time.Time         `json:"created"`
 	Ready       bool              `json:"ready"` // its root is durable
+	FSType      string            `json:"fsType,omitempty"`
 	MappedBytes int64             `json:"logical"`
 	Labels      map[string]string `json:"labels,omitempty"`
 }

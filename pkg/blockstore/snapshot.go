@@ -296,7 +296,7 @@ func (s *Store) Snapshots(volumeID string) []SnapshotInfo {
 func describeSnapshot(g getter, id string, rec snapshotRecord) SnapshotInfo {
 	info := SnapshotInfo{
 		ID: id, Name: rec.Name, VolumeID: rec.Volume, VolumeName: rec.VolumeName,
-		SizeBytes: rec.Size, Created: rec.Created, Labels: rec.Labels,
+		SizeBytes: rec.Size, Created: rec.Created, Labels: rec.Labels, FSType: rec.FSType,
 	}
 	var cut cutRecord
 	if _, err := get(g, keyCut+rec.Cut, &cut); err == nil {

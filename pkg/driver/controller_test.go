@@ -143,8 +143,11 @@ func TestCreateVolumeRefusals(t *testing.T) {
 		c.AccessMode.Mode = m
 		return c
 	}
-	readOnlyBlock := blockCap()
-	readOnlyBlock.AccessMode.Mode = csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY
+	flagged := func(flag string) *csi.VolumeCapability {
+		c := mountCap("ext4")
+		c.GetMount().MountFlags = []string{flag}
+		return c
+	}
 	for _, tt := range []struct {
 		name   string
 		change func(*csi.CreateVolumeRequest)
@@ -157,13 +160,27 @@ func TestCreateVolumeRefusals(t *testing.T) {
 		{"no access type", caps(&csi.VolumeCapability{AccessMode: mountCap("").AccessMode}), codes.InvalidArgument, []string{"access type"}},
 		{"many nodes", caps(mode(csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER)), codes.InvalidArgument, []string{"MULTI_NODE_MULTI_WRITER"}},
 		{"unknown mode", caps(mode(csi.VolumeCapability_AccessMode_UNKNOWN)), codes.InvalidArgument, nil},
-		{"read-only block", caps(readOnlyBlock), codes.InvalidArgument, nil},
-		{"filesystem", caps(mountCap("ntfs")), codes.InvalidArgument, []string{"ntfs", "ext4, xfs"}},
+		{"many readers of no copy", caps(mode(csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY)), codes.InvalidArgument, []string{"MULTI_NODE_READER_ONLY", "snapshot"}},
+		{"mount flag", caps(flagged("bind")), codes.InvalidArgument, []string{"bind"}},
+		{"two filesystems", func(r *csi.CreateVolumeRequest) {
+			caps(mountCap("xfs"))(r)
+			parameters("csi.storage.k8s.io/fstype", "ext4")(r)
+		}, codes.InvalidArgument, []string{"xfs", "ext4"}},
+		{"slip of a sidecar's key", parameters("csi.storage.k8s.io/fsType", "xfs"), codes.InvalidArgument, []string{"csi.storage.k8s.io/fsType", "csi.storage.k8s.io/fstype"}},
+		{"xfs too small", func(r *csi.CreateVolumeRequest) {
+			caps(mountCap("xfs"))(r)
+			capacity(299<<20, 0)(r)
+		}, codes.OutOfRange, []string{"xfs", "314572800", "300 MiB"}},
+		{"xfs by its class too small", func(r *csi.CreateVolumeRequest) {
+			parameters("csi.storage.k8s.io/fstype", "xfs")(r)
+			capacity(0, 299<<20)(r)
+		}, codes.OutOfRange, []string{"300 MiB"}},
+		{"filesystem", caps(mountCap("ntfs")), codes.InvalidArgument, []string{"ntfs", "ext4, xfs, btrfs"}},
 		{"unknown parameter", parameters("color", "blue"), codes.InvalidArgument, []string{"color", "compression", "blockSize", "onFull"}},
 		{"bad compression", parameters("compression", "gzip"), codes.InvalidArgument, []string{"gzip", "zstd, s2, none"}},
 		{"bad block size", parameters("blockSize", "1024"), codes.InvalidArgument, []string{"1024", "512, 4096"}},
 		{"bad onFull", parameters("onFull", "panic"), codes.InvalidArgument, []string{"panic"}},
-		{"sidecar parameters", parameters("csi.storage.k8s.io/pvc/name", "x", "csi.storage.k8s.io/fstype", "xfs"), codes.OK, nil},
+		{"sidecar parameters", parameters("csi.storage.k8s.io/pvc/name", "x", "csi.storage.k8s.io/provisioner-secret-name", "y", "csi.storage.k8s.io/fstype", "ext4"), codes.OK, nil},
 		{"mutable parameters", func(r *csi.CreateVolumeRequest) { r.MutableParameters = map[string]string{"a": "b"} }, codes.InvalidArgument, nil},
 		{"this node", reachableFrom("other", node), codes.OK, nil},
 		{"other nodes", reachableFrom("other", "another"), codes.ResourceExhausted, []string{node}},
@@ -199,12 +216,12 @@ func TestDelete(t *testing.T) {
 	}
 	wantCode(t, "nonsense", remove("nonsense"), codes.OK)
 	wantCode(t, "empty", remove(""), codes.InvalidArgument)
-	wantCode(t, "foreign", remove(v.VolumeId+"x"), codes.NotFound, node+"x")
+	wantCode(t, "foreign", remove(v.VolumeId+"x"), codes.FailedPrecondition, node+"x")
 	for _, tt := range []struct {
 		id   string
 		code codes.Code
 	}{
-		{"", codes.InvalidArgument}, {"nonsense", codes.OK}, {snap + "x", codes.NotFound}, {snap, codes.OK}, {snap, codes.OK},
+		{"", codes.InvalidArgument}, {"nonsense", codes.OK}, {snap + "x", codes.FailedPrecondition}, {snap, codes.OK}, {snap, codes.OK},
 	} {
 		_, err := w.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: tt.id})
 		wantCode(t, "snapshot "+tt.id, err, tt.code)
@@ -221,16 +238,21 @@ func TestCreateSnapshotCanBeRepeated(t *testing.T) {
 	}
 	first, err := take(a, "s", map[string]string{"csi.storage.k8s.io/volumesnapshot/name": "x"})
 	w.must(err)
-	if first.SizeBytes != 8<<20 || first.SourceVolumeId != a || first.ReadyToUse || first.CreationTime.AsTime().IsZero() {
+	if first.SizeBytes != 8<<20 || first.SourceVolumeId != a || !first.ReadyToUse || first.CreationTime.AsTime().IsZero() {
 		t.Errorf("answer: %v", first)
 	}
-	_, err = w.engine.WaitSnapshot(ctx, "s")
-	w.must(err)
 	again, err := take(a, "s", nil)
 	w.must(err)
 	if again.SnapshotId != first.SnapshotId || !again.ReadyToUse {
 		t.Errorf("again: %v", again)
 	}
+	w.engine.Fail("WaitSnapshot", context.DeadlineExceeded) // the fold takes its time
+	slow, err := take(a, "slow", nil)
+	w.must(err)
+	if slow.ReadyToUse || slow.SnapshotId == "" {
+		t.Errorf("slow: %v", slow)
+	}
+	w.engine.Fail("WaitSnapshot", nil)
 	_, err = take(b, "s", nil)
 	wantCode(t, "of another volume", err, codes.AlreadyExists)
 	_, err = take(a, "", nil)
@@ -314,7 +336,8 @@ func TestValidateVolumeCapabilities(t *testing.T) {
 		code      codes.Code
 		confirmed bool
 	}{
-		{"both", id, []*csi.VolumeCapability{mountCap("xfs"), blockCap()}, codes.OK, true},
+		{"both", id, []*csi.VolumeCapability{mountCap("ext4"), blockCap()}, codes.OK, true},
+		{"xfs on a small volume", id, []*csi.VolumeCapability{mountCap("xfs")}, codes.OK, false},
 		{"one not", id, []*csi.VolumeCapability{mountCap(""), many}, codes.OK, false},
 		{"none", id, nil, codes.InvalidArgument, false},
 		{"no ID", "", []*csi.VolumeCapability{mountCap("")}, codes.InvalidArgument, false},

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
@@ -32,6 +32,7 @@ type world struct {
 	trace  *attachtest.Trace
 	engine *attachtest.Engine
 	host   *attachtest.Host
+	clock  time.Time // the driver's; not for use while calls run
 
 	attached *attach.Attachments
 	driver   *Driver
@@ -44,7 +45,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	trace := new(attachtest.Trace)
-	w := &world{t: t, trace: trace, engine: attachtest.NewEngine(trace), host: attachtest.NewHost(trace)}
+	w := &world{t: t, trace: trace, engine: attachtest.NewEngine(trace), host: attachtest.NewHost(trace), clock: time.Unix(1800000000, 0)}
 	w.boot()
 	t.Cleanup(w.halt)
 	return w
@@ -57,7 +58,7 @@ func (w *world) boot() {
 	if err := w.attached.ClearDead(context.Background()); err != nil {
 		w.t.Fatal(err)
 	}
-	d, err := New(w.engine, w.attached, w.host, Options{NodeID: node, Version: "v1", Logger: slog.New(slog.DiscardHandler)})
+	d, err := New(w.engine, w.attached, w.host, Options{NodeID: node, Version: "v1", Now: func() time.Time { return w.clock }})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -115,6 +116,12 @@ func blockCap() *csi.VolumeCapability {
 	}
 }
 
+// withMode is the capability with another access mode.
+func withMode(c *csi.VolumeCapability, mode csi.VolumeCapability_AccessMode_Mode) *csi.VolumeCapability {
+	c.AccessMode = &csi.VolumeCapability_AccessMode{Mode: mode}
+	return c
+}
+
 func createRequest(name string) *csi.CreateVolumeRequest {
 	return &csi.CreateVolumeRequest{
 		Name:               name,
@@ -163,6 +170,13 @@ func (w *world) stage(id string, p paths, c *csi.VolumeCapability) error {
 func (w *world) publish(id string, p paths, c *csi.VolumeCapability) error {
 	_, err := w.NodePublishVolume(context.Background(), &csi.NodePublishVolumeRequest{
 		VolumeId: id, StagingTargetPath: p.staging, TargetPath: p.target, VolumeCapability: c,
+	})
+	return err
+}
+
+func (w *world) publishReadOnly(id string, p paths, c *csi.VolumeCapability) error {
+	_, err := w.NodePublishVolume(context.Background(), &csi.NodePublishVolumeRequest{
+		VolumeId: id, StagingTargetPath: p.staging, TargetPath: p.target, VolumeCapability: c, Readonly: true,
 	})
 	return err
 }
@@ -233,11 +247,14 @@ func TestEverySentinelHasItsCode(t *testing.T) {
 		{blockstore.ErrVersion, codes.Internal},
 		{blockstore.ErrCorrupt, codes.DataLoss},
 		{blockstore.ErrMissing, codes.DataLoss},
+		{attach.ErrLimit, codes.ResourceExhausted},
 		{export.ErrInUse, codes.FailedPrecondition},
 		{export.ErrInvalid, codes.InvalidArgument},
 		{export.ErrNotAttached, codes.Internal},
 		{errElsewhere, codes.ResourceExhausted},
 		{errState, codes.FailedPrecondition},
+		{fmt.Errorf("%w: %w", errMode, blockstore.ErrInvalid), codes.InvalidArgument},
+		{exceeds(fmt.Errorf("%w: %w", errMode, blockstore.ErrInvalid)), codes.FailedPrecondition},
 		{errToken, codes.Aborted},
 		{fmt.Errorf("%w: %w", blockstore.ErrNotFound, errForeign), codes.NotFound},
 		{context.Canceled, codes.Canceled},

@@ -3,10 +3,12 @@ package driver
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/k8ns/granary/pkg/attach"
 	"github.com/k8ns/granary/pkg/blockstore"
 	"github.com/k8ns/granary/pkg/export"
 )
@@ -18,11 +20,23 @@ var (
 	errForeign = errors.New("not of this node")
 	// errElsewhere is something that another node might be able to make.
 	errElsewhere = errors.New("not possible on this node")
-	// errState is a call that comes too early, as publish before stage.
-	errState = errors.New("wrong order of calls")
+	// errState is a call that cannot be done as things are, as publish before stage.
+	errState = errors.New("not possible as things are")
+	// errMode is an access mode that a volume cannot have. It comes with ErrInvalid;
+	// of a call on the node it is errState, see exceeds.
+	errMode = errors.New("not offered for this volume")
 	// errToken is a page token that no list call gave out.
 	errToken = errors.New("unknown page token")
 )
+
+// exceeds gives errors of stage and publish the meaning that CSI has for them there:
+// what the volume cannot do is no bad argument, it is more than the volume has.
+func exceeds(err error) error {
+	if errors.Is(err, errMode) {
+		return fmt.Errorf("%w: %w", err, errState)
+	}
+	return err
+}
 
 // toStatus is the one place that knows which gRPC code an error is. It keeps the text.
 func toStatus(err error) error {
@@ -52,7 +66,7 @@ func codeOf(err error) codes.Code {
 		return codes.FailedPrecondition
 	case is(blockstore.ErrBusy):
 		return codes.Aborted
-	case is(blockstore.ErrNoSpace):
+	case is(blockstore.ErrNoSpace), is(attach.ErrLimit):
 		return codes.ResourceExhausted
 	case is(blockstore.ErrRange):
 		return codes.OutOfRange

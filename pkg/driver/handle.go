@@ -61,22 +61,53 @@ func (d *Driver) handle(id string) string {
 // volumeID takes the engine's ID out of a volume handle. An empty handle is
 // ErrInvalid; one that cannot be ours is ErrNotFound, and errForeign as well if it
 // belongs to another node or store.
-func (d *Driver) volumeID(handle string) (string, error) { return d.parse("volume", handle, true) }
+func (d *Driver) volumeID(handle string) (string, error) {
+	h, err := d.parseVolumeHandle(handle)
+	if err != nil {
+		return "", err
+	}
+	return d.ours("volume", h)
+}
 
 // snapshotID is volumeID for snapshots.
 func (d *Driver) snapshotID(handle string) (string, error) {
-	return d.parse("snapshot", handle, false)
+	h, err := parseHandle("snapshot", handle)
+	if err != nil {
+		return "", err
+	}
+	return d.ours("snapshot", h)
 }
 
-func (d *Driver) parse(what, handle string, volume bool) (string, error) {
+// parseVolumeHandle reads the handle of a volume that may be another node's; errors as
+// volumeID's. A handle of this node but of another store is not found: nobody else
+// could answer for it.
+func (d *Driver) parseVolumeHandle(handle string) (Handle, error) {
+	h, err := parseHandle("volume", handle)
+	if err == nil && !d.elsewhere(h) {
+		_, err = d.ours("volume", h)
+	}
+	return h, err
+}
+
+// parseHandle reads the handle of a volume or snapshot, whosever it is.
+func parseHandle(what, handle string) (Handle, error) {
 	if handle == "" {
-		return "", fmt.Errorf("the %s ID is missing: %w", what, blockstore.ErrInvalid)
+		return Handle{}, fmt.Errorf("the %s ID is missing: %w", what, blockstore.ErrInvalid)
 	}
 	h, err := ParseHandle(handle)
+	if err != nil || h.IsVolume() != (what == "volume") {
+		return Handle{}, fmt.Errorf("%q is not the ID of a Granary %s: %w", handle, what, blockstore.ErrNotFound)
+	}
+	return h, nil
+}
+
+// elsewhere tells whether a handle is of another node.
+func (d *Driver) elsewhere(h Handle) bool { return h.Node != d.o.NodeID }
+
+// ours takes the engine's ID out of a handle of this node and store; errForeign.
+func (d *Driver) ours(what string, h Handle) (string, error) {
 	switch {
-	case err != nil || h.IsVolume() != volume:
-		return "", fmt.Errorf("%q is not the ID of a Granary %s: %w", handle, what, blockstore.ErrNotFound)
-	case h.Node != d.o.NodeID:
+	case d.elsewhere(h):
 		return "", fmt.Errorf("%s %s is on node %s, this is node %s: %w: %w",
 			what, h.ID, h.Node, d.o.NodeID, errForeign, blockstore.ErrNotFound)
 	case h.Store != d.storeID:

@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,7 +20,7 @@ func TestMkfsProtocol(t *testing.T) { // I11
 	id, p := w.create("v").VolumeId, w.paths()
 	w.must(w.stage(id, p, mountCap("")))
 	w.wantSteps("first stage", "state formatting ext4", "open", "record", "attach", "record device",
-		"mkfs ext4", "flush", "state used ext4", "record device 1 mounts", "mount ext4")
+		"mkfs ext4", "flush", "state used ext4", "record device 1 uses", "mount ext4")
 	w.must(w.stage(id, p, mountCap("")))
 	w.wantSteps("repeated stage")
 	w.must(w.unstage(id, p))
@@ -28,23 +29,23 @@ func TestMkfsProtocol(t *testing.T) { // I11
 	w.wantSteps("repeated unstage")
 	w.must(w.stage(id, p, mountCap("ext4")))
 	w.wantSteps("second stage", "open", "record", "attach", "record device", "fsck ext4", "grow unmounted filesystem",
-		"record device 1 mounts", "mount ext4", "grow filesystem")
+		"record device 1 uses", "mount ext4", "grow filesystem")
 }
 
 func TestStageOfACopy(t *testing.T) {
 	w := newWorld(t)
-	source := w.create("v", parameters("csi.storage.k8s.io/fstype", "xfs")).VolumeId
+	source := w.create("v", parameters("csi.storage.k8s.io/fstype", "xfs"), capacity(300<<20, 0)).VolumeId
 	p := w.paths()
 	w.must(w.stage(source, p, mountCap("")))
 	w.wantSteps("source", "state formatting xfs", "open", "record", "attach", "record device",
-		"mkfs xfs", "flush", "state used xfs", "record device 1 mounts", "mount xfs nouuid")
+		"mkfs xfs", "flush", "state used xfs", "record device 1 uses", "mount xfs nouuid")
 	snap := w.snapshot(source, "snap")
 	for name, from := range map[string]func(*csi.CreateVolumeRequest){"restore": fromSnapshot(snap), "clone": fromVolume(source)} {
-		copied := w.create(name, capacity(32<<20, 0), from).VolumeId
+		copied := w.create(name, capacity(320<<20, 0), from).VolumeId
 		w.must(w.stage(copied, w.paths(), mountCap("")))
 		w.wantSteps(name, "open", "record", "attach", "record device", "fsck xfs", "grow unmounted filesystem",
-			"record device 1 mounts", "mount xfs nouuid", "grow filesystem")
-		wantCode(t, name, w.stage(copied, w.paths(), mountCap("ext4")), codes.InvalidArgument, "xfs", "ext4")
+			"record device 1 uses", "mount xfs nouuid", "grow filesystem")
+		wantCode(t, name, w.stage(copied, w.paths(), mountCap("ext4")), codes.FailedPrecondition, "xfs", "ext4")
 	}
 }
 
@@ -89,29 +90,32 @@ func TestMkfsThatFails(t *testing.T) {
 	if info, _ := w.engine.Volume("v"); info.State != blockstore.StateFormatting {
 		t.Errorf("state %s", info.State)
 	}
+	if left := w.host.Attached(); len(left) > 0 {
+		t.Errorf("left after the error: %q", left)
+	}
 	w.host.Host.Fail("Mkfs", nil)
 	w.trace.Steps()
 	w.must(w.stage(id, p, mountCap("")))
-	w.wantSteps("again", "state formatting ext4", "mkfs ext4", "flush", "state used ext4", "record device 1 mounts", "mount ext4")
+	w.wantSteps("again", "state formatting ext4", "open", "record", "attach", "record device",
+		"mkfs ext4", "flush", "state used ext4", "record device 1 uses", "mount ext4")
 }
 
 func TestPublish(t *testing.T) {
 	w := newWorld(t)
 	id, p := w.create("v").VolumeId, w.paths()
-	wantCode(t, "before stage", w.publish(id, p, mountCap("")), codes.FailedPrecondition, "NodeStageVolume")
-	w.must(w.stage(id, p, mountCap("")))
+	many := withMode(mountCap(""), csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER)
+	wantCode(t, "before stage", w.publish(id, p, many), codes.FailedPrecondition, "NodeStageVolume")
+	w.must(w.stage(id, p, many))
 	w.trace.Steps()
-	w.must(w.publish(id, p, mountCap("")))
-	w.wantSteps("publish", "record device 2 mounts", "bind")
-	w.must(w.publish(id, p, mountCap("")))
+	w.must(w.publish(id, p, many))
+	w.wantSteps("publish", "record device 2 uses", "bind")
+	w.must(w.publish(id, p, many))
 	w.wantSteps("repeated publish")
-	readOnly := mountCap("")
-	readOnly.AccessMode.Mode = csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY
-	wantCode(t, "read-only at the same target", w.publish(id, p, readOnly), codes.AlreadyExists)
+	wantCode(t, "read-only at the same target", w.publishReadOnly(id, p, many), codes.AlreadyExists)
 	second := paths{p.staging, filepath.Join(filepath.Dir(p.target), "second")}
-	w.must(w.publish(id, second, readOnly))
-	w.wantSteps("read-only", "record device 3 mounts", "bind ro")
-	w.must(w.publish(id, second, readOnly))
+	w.must(w.publishReadOnly(id, second, many))
+	w.wantSteps("read-only", "record device 3 uses", "bind ro")
+	w.must(w.publishReadOnly(id, second, many))
 	wantCode(t, "unstage while published", w.unstage(id, p), codes.FailedPrecondition, p.target)
 	for range 2 {
 		w.must(w.unpublish(id, p))
@@ -126,14 +130,243 @@ func TestPublish(t *testing.T) {
 	}
 }
 
+// The spec's table of second publish calls: the same target with the same and with
+// other arguments, another target with the same and with other arguments.
+func TestSecondPublish(t *testing.T) {
+	const ok, exists, failed = codes.OK, codes.AlreadyExists, codes.FailedPrecondition
+	for mode, want := range map[csi.VolumeCapability_AccessMode_Mode][4]codes.Code{
+		csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER:        {ok, exists, failed, failed},
+		csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER: {ok, exists, failed, failed},
+		csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY:   {ok, exists, failed, failed},
+		csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER:  {ok, exists, ok, ok},
+		csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY:    {ok, exists, ok, ok},
+	} {
+		w := newWorld(t)
+		id, c := w.usedCopy(), withMode(mountCap(""), mode)
+		other := withMode(mountCap(""), csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER)
+		if mode == csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER {
+			other = withMode(mountCap(""), csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY)
+		}
+		p := w.paths()
+		w.must(w.stage(id, p, c))
+		w.must(w.publish(id, p, c))
+		elsewhere := func(name string) paths { return paths{p.staging, filepath.Join(filepath.Dir(p.target), name)} }
+		for i, err := range []error{
+			w.publish(id, p, c), w.publish(id, p, other),
+			w.publish(id, elsewhere("b"), c), w.publish(id, elsewhere("c"), other),
+		} {
+			wantCode(t, fmt.Sprintf("%s, call %d", mode, i), err, want[i])
+		}
+		for _, name := range []string{"target", "b", "c"} {
+			w.must(w.unpublish(id, elsewhere(name)))
+		}
+		w.must(w.unstage(id, p))
+	}
+}
+
+// A second stage finds everything done, or contradicts.
+func TestSecondStage(t *testing.T) {
+	w := newWorld(t)
+	id, p := w.usedCopy(), w.paths()
+	w.must(w.stage(id, p, mountCap("")))
+	flags := mountCap("")
+	flags.GetMount().MountFlags = []string{"noatime"}
+	readOnly := withMode(mountCap(""), csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY)
+	for name, tt := range map[string]struct {
+		c         *csi.VolumeCapability
+		here, new codes.Code
+	}{
+		"the same":        {mountCap(""), codes.OK, codes.OK},
+		"type spelt out":  {mountCap("ext4"), codes.OK, codes.OK},
+		"other type":      {mountCap("xfs"), codes.FailedPrecondition, codes.FailedPrecondition},
+		"other mode":      {withMode(mountCap(""), csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER), codes.OK, codes.OK},
+		"read-only":       {readOnly, codes.AlreadyExists, codes.FailedPrecondition},
+		"flags":           {flags, codes.AlreadyExists, codes.FailedPrecondition},
+		"raw":             {blockCap(), codes.AlreadyExists, codes.FailedPrecondition},
+		"impossible mode": {withMode(mountCap(""), csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER), codes.FailedPrecondition, codes.FailedPrecondition},
+	} {
+		wantCode(t, name, w.stage(id, p, tt.c), tt.here)
+		again := w.paths()
+		wantCode(t, name+" elsewhere", w.stage(id, again, tt.c), tt.new)
+		w.must(w.unstage(id, again))
+	}
+	if _, ok := w.attached.Device(w.engineID(id)); !ok {
+		t.Error("unstaging somewhere else detached the volume")
+	}
+	w.must(w.unstage(id, p))
+}
+
+// What must not write writes to a layer that is thrown away, or not at all.
+func TestReadOnlyStage(t *testing.T) {
+	readOnly := func(c *csi.VolumeCapability) *csi.VolumeCapability {
+		return withMode(c, csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY)
+	}
+	w := newWorld(t)
+	id, p := w.usedCopy(), w.paths()
+	w.trace.Steps()
+	w.must(w.stage(id, p, readOnly(mountCap(""))))
+	w.wantSteps("mount", "open scratch", "record", "attach", "record device", "fsck ext4", "grow unmounted filesystem",
+		"record device 1 uses", "mount ext4 ro")
+	w.must(w.publish(id, p, readOnly(mountCap(""))))
+	w.must(w.unpublish(id, p))
+	w.must(w.unstage(id, p))
+	w.trace.Steps()
+	w.must(w.stage(id, p, readOnly(blockCap())))
+	w.wantSteps("block", "open scratch", "record", "attach", "record device", "record device 1 uses")
+	w.must(w.publish(id, p, readOnly(blockCap())))
+	w.must(w.unpublish(id, p))
+	w.must(w.unstage(id, p))
+
+	// The attacher's word counts as much as the access mode.
+	w.trace.Steps()
+	_, err := w.NodeStageVolume(context.Background(), &csi.NodeStageVolumeRequest{
+		VolumeId: id, StagingTargetPath: p.staging, VolumeCapability: mountCap(""), PublishContext: map[string]string{"readOnly": "true"},
+	})
+	w.must(err)
+	if steps := strings.Join(w.trace.Steps(), ", "); !strings.Contains(steps, "open scratch") || !strings.Contains(steps, "mount ext4 ro") {
+		t.Errorf("by the publish context: %s", steps)
+	}
+	w.must(w.unstage(id, p))
+
+	empty := w.create("empty").VolumeId
+	wantCode(t, "an empty volume", w.stage(empty, w.paths(), readOnly(mountCap(""))), codes.FailedPrecondition, "holds nothing")
+	wantCode(t, "many readers of no copy", w.stage(empty, w.paths(),
+		withMode(mountCap(""), csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY)), codes.FailedPrecondition, "snapshot")
+}
+
+// After an error of stage or publish all is as before: the volume can be deleted.
+func TestStageAndPublishUndo(t *testing.T) {
+	for _, method := range []string{"Mkfs", "FlushDevice", "Mount", "AttachLoop", "OpenFUSE"} {
+		w := newWorld(t)
+		id, p := w.create("v").VolumeId, w.paths()
+		w.host.Host.Fail(method, errors.New("no"))
+		wantCode(t, method, w.stage(id, p, mountCap("")), codes.Internal)
+		w.host.Host.Fail(method, nil)
+		if left := w.host.Attached(); len(left) > 0 && method != "FlushDevice" { // detaching flushes too
+			t.Errorf("%s: left %q", method, left)
+		}
+		w.must(w.unstage(id, p))
+		w.delete(id)
+	}
+	for _, method := range []string{"ProbeFS", "Fsck", "GrowUnmounted", "Mount", "GrowFS"} {
+		w := newWorld(t)
+		id, p := w.usedCopy(), w.paths()
+		w.host.Host.Fail(method, errors.New("no"))
+		wantCode(t, method, w.stage(id, p, mountCap("")), codes.Internal)
+		if left := w.host.Attached(); len(left) > 0 {
+			t.Errorf("%s: left %q", method, left)
+		}
+		w.delete(id)
+	}
+	w := newWorld(t)
+	id, p := w.create("v").VolumeId, w.paths()
+	w.must(w.stage(id, p, mountCap("")))
+	w.host.Host.Fail("BindMount", errors.New("no"))
+	wantCode(t, "bind", w.publish(id, p, mountCap("")), codes.Internal)
+	if _, err := os.Lstat(p.target); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the target is still there: %v", err)
+	}
+	w.must(w.unstage(id, p))
+	w.delete(id)
+}
+
+// Targets are made and removed by the driver, and nothing else is.
+func TestTargetsThatAreNot(t *testing.T) {
+	w := newWorld(t)
+	id, p := w.create("v").VolumeId, w.paths()
+	w.must(w.stage(id, p, mountCap("")))
+	dir := filepath.Dir(p.target)
+	file, full, link := filepath.Join(dir, "file"), filepath.Join(dir, "full"), filepath.Join(dir, "link")
+	w.must(os.WriteFile(file, []byte("precious"), 0o600))
+	w.must(os.MkdirAll(filepath.Join(full, "below"), 0o700))
+	w.must(os.Symlink("/", link))
+	for _, target := range []string{file, full, link} {
+		wantCode(t, "unpublish "+target, w.unpublish(id, paths{target: target}), codes.FailedPrecondition)
+		if target != full {
+			wantCode(t, "publish "+target, w.publish(id, paths{p.staging, target}, mountCap("")), codes.FailedPrecondition)
+		}
+		if _, err := os.Lstat(target); err != nil {
+			t.Error(err)
+		}
+	}
+	wantCode(t, "no parent", w.publish(id, paths{p.staging, filepath.Join(dir, "a", "b")}, mountCap("")), codes.FailedPrecondition, "directory above")
+	for _, bad := range []string{"/", "/a/../b", "relative", "/new\nline", "/" + strings.Repeat("a", 5000)} {
+		wantCode(t, bad[:min(20, len(bad))], w.publish(id, paths{p.staging, bad}, mountCap("")), codes.InvalidArgument)
+	}
+	wantCode(t, "unpublish of the staging path", w.unpublish(id, paths{target: p.staging}), codes.FailedPrecondition)
+	w.must(w.publish(id, p, mountCap("")))
+	wantCode(t, "unstage of the target", w.unstage(id, paths{staging: p.target}), codes.FailedPrecondition)
+}
+
+func TestFilesystemThatIsNotThere(t *testing.T) { // I11
+	for name, tt := range map[string]struct {
+		prepare func(w *world, id string, p paths)
+		want    []string
+	}{
+		"raw before": {func(w *world, id string, p paths) { w.must(w.stage(id, p, blockCap())); w.must(w.unstage(id, p)) }, []string{"never formatted"}},
+		"unreadable": {func(w *world, id string, p paths) {
+			w.use(id, p, "ext4")
+			w.host.Host.Fail("ProbeFS", errors.New("EIO"))
+		}, []string{"cannot be read", "EIO"}},
+		"another than told": {func(w *world, id string, p paths) { w.use(id, p, "xfs") }, []string{"xfs", "ext4"}},
+	} {
+		w := newWorld(t)
+		id, p := w.create("v", capacity(300<<20, 0)).VolumeId, w.paths()
+		tt.prepare(w, id, p)
+		w.trace.Steps()
+		err := w.stage(id, p, mountCap("ext4"))
+		if err == nil {
+			t.Errorf("%s: staged", name)
+		}
+		for _, part := range tt.want {
+			if !strings.Contains(err.Error(), part) {
+				t.Errorf("%s: %v does not say %q", name, err, part)
+			}
+		}
+		if steps := strings.Join(w.trace.Steps(), ", "); strings.Contains(steps, "mkfs") || strings.Contains(steps, "mount") {
+			t.Errorf("%s: steps %s", name, steps)
+		}
+	}
+}
+
+// use stages a volume once so that it has a filesystem.
+func (w *world) use(id string, p paths, fsType string) {
+	w.t.Helper()
+	w.must(w.stage(id, p, mountCap(fsType)))
+	w.must(w.unstage(id, p))
+}
+
+// usedCopy is the ID of a volume that was made from a snapshot of one in use.
+func (w *world) usedCopy() string {
+	w.t.Helper()
+	source := w.create("source").VolumeId
+	w.use(source, w.paths(), "")
+	return w.create("copy", fromSnapshot(w.snapshot(source, "snap"))).VolumeId
+}
+
+func (w *world) delete(id string) {
+	w.t.Helper()
+	_, err := w.DeleteVolume(context.Background(), &csi.DeleteVolumeRequest{VolumeId: id})
+	w.must(err)
+}
+
+func (w *world) engineID(handle string) string {
+	w.t.Helper()
+	h, err := ParseHandle(handle)
+	w.must(err)
+	return h.ID
+}
+
 func TestBlockVolumes(t *testing.T) {
 	w := newWorld(t)
 	id, p := w.create("v").VolumeId, w.paths()
 	w.must(w.stage(id, p, blockCap()))
-	w.wantSteps("stage", "state used", "open", "record", "attach", "record device")
+	w.wantSteps("stage", "state used", "open", "record", "attach", "record device", "record device 1 uses")
+	w.must(w.stage(id, p, blockCap()))
+	w.wantSteps("repeated stage")
 	for range 2 {
 		w.must(w.publish(id, p, blockCap()))
-		w.wantStepsOnce("record device 1 mounts", "bind")
+		w.wantStepsOnce("record device 2 uses", "bind")
 	}
 	if info, err := os.Stat(p.target); err != nil || info.IsDir() {
 		t.Errorf("target: %v, %v", info, err)
@@ -163,7 +396,7 @@ func TestBlockVolumes(t *testing.T) {
 	w.must(w.unstage(id, p))
 	// It never held a filesystem that anybody here made: nobody formats it now.
 	w.trace.Steps()
-	wantCode(t, "mount of a raw volume", w.stage(id, p, mountCap("")), codes.Internal)
+	wantCode(t, "mount of a raw volume", w.stage(id, p, mountCap("")), codes.FailedPrecondition, "never formatted")
 	if steps := strings.Join(w.trace.Steps(), ", "); strings.Contains(steps, "mkfs") {
 		t.Errorf("steps %s", steps)
 	}
@@ -231,7 +464,7 @@ func TestNodeGetVolumeStats(t *testing.T) {
 		code     codes.Code
 	}{
 		{"", p.target, codes.InvalidArgument}, {id, "", codes.InvalidArgument}, {noVolume(), p.target, codes.NotFound},
-		{id, "/nowhere/at/all", codes.NotFound}, {w.create("other").VolumeId, p.target, codes.NotFound},
+		{id, "/nowhere/at/all", codes.NotFound}, {id, "some/path", codes.NotFound}, {w.create("other").VolumeId, p.target, codes.NotFound},
 	} {
 		_, err := stats(tt.id, tt.path)
 		wantCode(t, tt.id+" "+tt.path, err, tt.code)
@@ -257,7 +490,7 @@ func TestNodeRefusals(t *testing.T) {
 		{"unstage: missing", w.unstage(noVolume(), p), codes.NotFound},
 		{"publish: no ID", w.publish("", p, mountCap("")), codes.InvalidArgument},
 		{"publish: no target", w.publish(id, paths{staging: p.staging}, mountCap("")), codes.InvalidArgument},
-		{"publish: no staging", w.publish(id, paths{target: p.target}, mountCap("")), codes.InvalidArgument},
+		{"publish: no staging", w.publish(id, paths{target: p.target}, mountCap("")), codes.FailedPrecondition},
 		{"publish: no capability", w.publish(id, p, nil), codes.InvalidArgument},
 		{"publish: missing", w.publish(noVolume(), p, mountCap("")), codes.NotFound},
 		{"unpublish: no ID", w.unpublish("", p), codes.InvalidArgument},

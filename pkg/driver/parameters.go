@@ -2,6 +2,8 @@ package driver
 
 import (
 	"fmt"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -14,13 +16,18 @@ const (
 	paramCompression = "compression"
 	paramBlockSize   = "blockSize"
 	paramOnFull      = "onFull"
-	// sidecarPrefix begins the keys that Kubernetes' sidecars add, as the names of
-	// claim and namespace. They are kept as labels.
-	sidecarPrefix = "csi.storage.k8s.io/"
 )
 
-const allowedParameters = paramFSType + " (ext4, xfs), " + paramCompression + " (zstd, s2, none), " +
+const allowedParameters = paramFSType + " (ext4, xfs, btrfs), " + paramCompression + " (zstd, s2, none), " +
 	paramBlockSize + " (512, 4096), " + paramOnFull + " (wait)"
+
+// sidecarKey matches the keys that Kubernetes' sidecars add or use: names of the
+// objects behind a call, as csi.storage.k8s.io/pvc/name, and of secrets. They are kept
+// as labels. Anything else with their prefix is somebody's slip of the pen.
+var sidecarKey = regexp.MustCompile(`^csi\.storage\.k8s\.io/(?:` +
+	`[a-z]+/[a-z]+|` +
+	`(?:provisioner|controller-publish|controller-expand|controller-modify|node-stage|node-publish|node-expand|` +
+	`snapshotter|snapshotter-list|group-snapshotter|group-snapshotter-get)-secret-(?:name|namespace))$`)
 
 // volumeParameters are a class's parameters, parsed. Zero fields were not given.
 type volumeParameters struct {
@@ -38,7 +45,6 @@ func parseVolumeParameters(params map[string]string) (volumeParameters, error) {
 		switch {
 		case key == paramFSType:
 			p.fsType = value
-			p.labels[key] = value
 			err = checkFSType(value)
 		case key == paramCompression:
 			p.compression = value
@@ -49,13 +55,13 @@ func parseVolumeParameters(params map[string]string) (volumeParameters, error) {
 		case key == paramOnFull:
 			p.onFull = value
 			err = oneOf(value, "wait")
-		case strings.HasPrefix(key, sidecarPrefix):
+		case sidecarKey.MatchString(key):
 			p.labels[key] = value
 		default:
 			err = fmt.Errorf("not known; allowed are %s: %w", allowedParameters, blockstore.ErrInvalid)
 		}
 		if err != nil {
-			return p, fmt.Errorf("parameter %s: %w", key, err)
+			return p, fmt.Errorf("parameter %q: %w", key, err)
 		}
 	}
 	return p, nil
@@ -66,8 +72,8 @@ func parseVolumeParameters(params map[string]string) (volumeParameters, error) {
 func parseSnapshotParameters(params map[string]string) (labels map[string]string, err error) {
 	labels = make(map[string]string)
 	for key, value := range params {
-		if !strings.HasPrefix(key, sidecarPrefix) {
-			return nil, fmt.Errorf("parameter %s: %w: not known; a snapshot class has no parameters", key, blockstore.ErrInvalid)
+		if !sidecarKey.MatchString(key) {
+			return nil, fmt.Errorf("parameter %q: not known; a snapshot class has no parameters: %w", key, blockstore.ErrInvalid)
 		}
 		labels[key] = value
 	}
@@ -75,19 +81,36 @@ func parseSnapshotParameters(params map[string]string) (labels map[string]string
 }
 
 func oneOf(value string, allowed ...string) error {
-	for _, a := range allowed {
-		if value == a {
-			return nil
-		}
+	if slices.Contains(allowed, value) {
+		return nil
 	}
 	return fmt.Errorf("%q; allowed is %s: %w", value, strings.Join(allowed, ", "), blockstore.ErrInvalid)
 }
 
 const defaultFSType = "ext4"
 
+// fsTypes are the filesystems that a volume can have.
+var fsTypes = []string{"ext4", "xfs", "btrfs"}
+
 func checkFSType(fsType string) error {
-	if err := oneOf(fsType, "ext4", "xfs"); err != nil {
+	if err := oneOf(fsType, fsTypes...); err != nil {
 		return fmt.Errorf("filesystem type: %w", err)
 	}
 	return nil
+}
+
+// oneFSType is the filesystem type that a request is about: the class's and those of
+// all its capabilities must be the same. "" if nobody names one.
+func oneFSType(class string, accesses []access) (string, error) {
+	fsType := class
+	for _, a := range accesses {
+		switch {
+		case a.fsType == "" || a.fsType == fsType:
+		case fsType == "":
+			fsType = a.fsType
+		default:
+			return "", fmt.Errorf("filesystem types %s and %s in one request: %w", fsType, a.fsType, blockstore.ErrInvalid)
+		}
+	}
+	return fsType, nil
 }

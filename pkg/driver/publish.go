@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
+	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
@@ -16,29 +16,26 @@ import (
 // NodePublishVolume implements csi.NodeServer: the staged filesystem, or the raw
 // device's node, appears at the target path by a bind mount.
 func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
-	access, err := d.parseTarget(req.GetVolumeId(), "target path", req.GetTargetPath(), req.GetVolumeCapability())
+	a, err := parseTarget(req.GetVolumeId(), "target path", req.GetTargetPath(), req.GetVolumeCapability())
 	if err != nil {
 		return nil, err
+	}
+	if req.GetStagingTargetPath() == "" {
+		return nil, fmt.Errorf("the staging target path is missing: NodeStageVolume comes first: %w", errState)
 	}
 	if err := checkPath("staging target path", req.GetStagingTargetPath()); err != nil {
 		return nil, err
 	}
-	if access.block && req.GetReadonly() {
-		return nil, errReadOnlyBlock
-	}
-	volume, info, err := d.lock(req.GetVolumeId())
+	volume, info, err := d.locked(ctx, req.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
-	defer volume.Unlock()
-	device, ok := volume.Device()
-	if !ok {
-		return nil, fmt.Errorf("volume %s is not staged: NodeStageVolume comes first: %w", info.ID, errState)
+	if err := a.suits(info.Source); err != nil {
+		return nil, exceeds(err)
 	}
 	p := publish{
-		d: d, volume: volume, device: device,
-		block:    access.block,
-		readOnly: access.readOnly || req.GetReadonly(),
+		d: d, volume: volume, info: info, access: a,
+		readOnly: a.readOnly || req.GetReadonly(),
 		staging:  resolve(req.GetStagingTargetPath()),
 		target:   resolve(req.GetTargetPath()),
 	}
@@ -49,80 +46,131 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 type publish struct {
 	d               *Driver
 	volume          *attach.Locked
-	device          string
-	block, readOnly bool
+	info            blockstore.VolumeInfo
+	access          access
+	readOnly        bool
 	staging, target string
+
+	device string
 }
 
 func (p *publish) run(ctx context.Context) error {
-	source, readOnly := p.device, p.readOnly
-	if !p.block {
-		m, err := p.d.topmost(p.staging)
-		if err != nil {
-			return err
-		}
-		if m == nil || !isFilesystemOf(m, p.device) {
-			return fmt.Errorf("nothing is staged on %s: NodeStageVolume comes first: %w", p.staging, errState)
-		}
-		source = p.staging
-		readOnly = readOnly || slices.Contains(m.Options, "ro") // by the class's mount options
+	source, readOnly, err := p.source()
+	if err != nil {
+		return err
 	}
-	done, err := p.done(readOnly)
+	use := blockstore.Use{Path: p.target, Purpose: publishPurpose(p.access, readOnly)}
+	done, err := p.done(use)
 	if done || err != nil {
 		return err
 	}
-	if err := makeTarget(p.target, p.block); err != nil {
+	if err := p.beside(); err != nil {
+		return err
+	}
+	if err := makeTarget(p.target, p.access.block); err != nil {
 		return err
 	}
 	var flags []string
-	if readOnly {
+	if readOnly && !p.access.block { // the device itself refuses writes
 		flags = []string{"ro"}
 	}
-	if err := p.volume.AddMount(p.target); err != nil {
+	if err := p.volume.AddUse(use); err != nil {
 		return err
 	}
-	return p.d.host.BindMount(ctx, source, p.target, flags)
+	if err := p.d.host.BindMount(ctx, source, p.target, flags); err != nil {
+		return errors.Join(err, p.volume.RemoveUse(p.target), removeTarget(p.target))
+	}
+	return nil
 }
+
+// source is what to bind at the target, and whether it is for reading only. errState
+// if that is not staged.
+func (p *publish) source() (path string, readOnly bool, err error) {
+	var attached bool
+	p.device, attached = p.volume.Device()
+	staged := useAt(p.volume.Uses(), p.staging)
+	if !attached || staged == nil {
+		return "", false, fmt.Errorf("volume %s is not staged on %s: NodeStageVolume comes first: %w", p.info.ID, p.staging, errState)
+	}
+	stagedReadOnly := slices.Contains(strings.Fields(staged.Purpose), "ro")
+	if slices.Contains(strings.Fields(staged.Purpose), "block") != p.access.block {
+		return "", false, fmt.Errorf("volume %s is staged on %s by %q, which is not what this call wants: %w", p.info.ID, p.staging, staged.Purpose, errState)
+	}
+	if p.access.block {
+		if p.readOnly && !stagedReadOnly {
+			return "", false, errReadOnlyBlock
+		}
+		return p.device, stagedReadOnly, nil
+	}
+	m, err := p.d.topmost(p.staging)
+	if err != nil {
+		return "", false, err
+	}
+	if m == nil || !isFilesystemOf(m, p.device) {
+		return "", false, fmt.Errorf("nothing is mounted on %s: NodeStageVolume comes first: %w", p.staging, errState)
+	}
+	return p.staging, p.readOnly || stagedReadOnly || slices.Contains(m.Options, "ro"), nil
+}
+
+// errReadOnlyBlock: a read-only bind mount of a device node does not keep anybody
+// from writing, so nothing claims that it does.
+var errReadOnlyBlock = fmt.Errorf("the raw block device is staged for writing, it cannot be published read-only: "+
+	"use access mode SINGLE_NODE_READER_ONLY, or ControllerPublishVolume with readonly: %w", blockstore.ErrInvalid)
 
 // done tells whether an earlier call has done everything; ErrExists if what is there
 // is something else.
-func (p *publish) done(readOnly bool) (bool, error) {
+func (p *publish) done(use blockstore.Use) (bool, error) {
 	m, err := p.d.topmost(p.target)
-	if err != nil || m == nil {
+	if err != nil {
 		return false, err
 	}
-	same := isFilesystemOf(m, p.device)
-	if p.block {
-		same = isNodeOf(m, p.device)
-	}
+	have := useAt(p.volume.Uses(), p.target)
+	ours := m != nil && (p.access.block && isNodeOf(m, p.device) || !p.access.block && isFilesystemOf(m, p.device))
 	switch {
-	case !same:
+	case m != nil && (!ours || have == nil):
 		return false, fmt.Errorf("on %s something else is mounted (%s): %w", p.target, m.Device, blockstore.ErrExists)
-	case slices.Contains(m.Options, "ro") != readOnly:
-		return false, fmt.Errorf("published on %s already, with another read-only setting: %w", p.target, blockstore.ErrExists)
+	case have == nil:
+		return false, nil
+	case have.Purpose != use.Purpose:
+		return false, fmt.Errorf("volume %s is at %s already by %q, this call is %q: %w", p.info.ID, p.target, have.Purpose, use.Purpose, blockstore.ErrExists)
 	}
-	return true, nil
+	return m != nil, nil
+}
+
+// beside refuses a second target unless both allow it.
+func (p *publish) beside() error {
+	for _, other := range usesOf(p.volume.Uses(), publishedAs) {
+		if other.Path == p.target || p.access.many() && isMany(other) {
+			continue
+		}
+		return fmt.Errorf("volume %s is published on %s by %q, and %s allows no second target: %w", p.info.ID, other.Path, other.Purpose, p.access.mode, errState)
+	}
+	return nil
 }
 
 // NodeUnpublishVolume implements csi.NodeServer: the target is unmounted and removed.
-func (d *Driver) NodeUnpublishVolume(_ context.Context, req *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
-	if req.GetVolumeId() == "" {
-		return nil, fmt.Errorf("the volume ID is missing: %w", blockstore.ErrInvalid)
-	}
-	if err := checkPath("target path", req.GetTargetPath()); err != nil {
-		return nil, err
-	}
-	volume, _, err := d.lock(req.GetVolumeId())
+func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
+	volume, target, err := d.leave(ctx, req.GetVolumeId(), "target path", req.GetTargetPath())
 	if err != nil {
 		return nil, err
 	}
-	defer volume.Unlock()
-	target := resolve(req.GetTargetPath())
+	if use := useAt(volume.Uses(), target); use != nil && !slices.Contains(usesOf(volume.Uses(), publishedAs), *use) {
+		return nil, fmt.Errorf("%s is where the volume is staged, not published: %w", target, errState)
+	}
 	if err := d.unmount(volume, target); err != nil {
 		return nil, err
 	}
-	if err := os.Remove(target); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("remove the target: %w", err)
+	return &csi.NodeUnpublishVolumeResponse{}, removeTarget(target)
+}
+
+// leave checks what unstage and unpublish have in common.
+func (d *Driver) leave(ctx context.Context, handle, what, path string) (*attach.Locked, string, error) {
+	if handle == "" {
+		return nil, "", fmt.Errorf("the volume ID is missing: %w", blockstore.ErrInvalid)
 	}
-	return &csi.NodeUnpublishVolumeResponse{}, nil
+	if err := checkPath(what, path); err != nil {
+		return nil, "", err
+	}
+	volume, _, err := d.locked(ctx, handle)
+	return volume, resolve(path), err
 }

@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"runtime/debug"
-	"strings"
+	"sync"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
-	"github.com/kubernetes-csi/csi-lib-utils/protosanitizer"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/status"
 
 	"github.com/k8ns/granary/pkg/attach"
 	"github.com/k8ns/granary/pkg/blockstore"
@@ -26,6 +24,10 @@ const Name = "granary.csi.k8ns.io"
 // TopologyKey is the label whose value is the node that a volume is on.
 const TopologyKey = "topology." + Name + "/node"
 
+// handshakeEnd is how long a connection may say nothing. gRPC's default of 120 s would
+// be how long a silent one holds up Stop.
+const handshakeEnd = 2 * time.Second
+
 // defaultOvercommit is how many bytes of volumes each free byte may carry.
 const defaultOvercommit = 10
 
@@ -34,7 +36,31 @@ type Options struct {
 	NodeID     string // see CheckNodeID
 	Version    string // of the driver, for GetPluginInfo
 	Overcommit int64  // default 10
+	// MaxVolumes is how many volumes the node takes at a time, the limit that the
+	// attachments keep; 0 tells the CO nothing.
+	MaxVolumes int
+	Metrics    prometheus.Registerer // default: nobody sees them
+	Now        func() time.Time      // default time.Now
 	Logger     *slog.Logger
+}
+
+func (o Options) withDefaults() Options {
+	if o.Version == "" {
+		o.Version = "devel" // CSI wants one
+	}
+	if o.Overcommit == 0 {
+		o.Overcommit = defaultOvercommit
+	}
+	if o.Metrics == nil {
+		o.Metrics = prometheus.NewRegistry()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o
 }
 
 // Driver serves CSI for one store on one node.
@@ -45,7 +71,14 @@ type Driver struct {
 	host     export.Host
 	o        Options
 	log      *slog.Logger
+	metrics  *metrics
 	grpc     *grpc.Server
+
+	// names has a lock for each name that is being given to a volume or snapshot,
+	// and each snapshot that is being deleted. Volumes have theirs in attached.
+	names attach.KeyedLock
+	// counting is held from counting the publications until one more is on record.
+	counting sync.Mutex
 
 	csi.UnimplementedIdentityServer
 	csi.UnimplementedControllerServer
@@ -57,21 +90,17 @@ func New(store Store, attached *attach.Attachments, host export.Host, o Options)
 	if err := CheckNodeID(o.NodeID); err != nil {
 		return nil, err
 	}
-	if o.Version == "" {
-		o.Version = "devel" // CSI wants one
-	}
-	if o.Overcommit == 0 {
-		o.Overcommit = defaultOvercommit
-	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
+	o = o.withDefaults()
 	id := store.ID()
 	if len(id) < 16 {
 		return nil, fmt.Errorf("store ID %q is shorter than 16 digits: %w", id, blockstore.ErrInvalid)
 	}
 	d := &Driver{store: store, storeID: id[:16], attached: attached, host: host, o: o, log: o.Logger}
-	d.grpc = grpc.NewServer(grpc.UnaryInterceptor(d.intercept))
+	var err error
+	if d.metrics, err = newMetrics(o.Metrics, store, attached); err != nil {
+		return nil, err
+	}
+	d.grpc = grpc.NewServer(d.interceptors(), grpc.ConnectionTimeout(handshakeEnd))
 	csi.RegisterIdentityServer(d.grpc, d)
 	csi.RegisterControllerServer(d.grpc, d)
 	csi.RegisterNodeServer(d.grpc, d)
@@ -99,48 +128,4 @@ func (d *Driver) Stop(ctx context.Context) {
 		d.grpc.Stop()
 		<-done
 	}
-}
-
-// intercept surrounds every call: panics become errors, errors get their gRPC code,
-// and one line is logged, without secrets.
-func (d *Driver) intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	method := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
-	start := time.Now()
-	defer func() {
-		if p := recover(); p != nil {
-			d.log.Error("panic in a CSI call", "method", method, "panic", p, "stack", string(debug.Stack()))
-			resp, err = nil, fmt.Errorf("panic in %s: %v", method, p)
-		}
-		err = toStatus(err)
-		d.logCall(ctx, method, req, resp, err, time.Since(start))
-	}()
-	return handler(ctx, req)
-}
-
-// quiet are calls that come all the time and change nothing.
-var quiet = map[string]bool{
-	"Probe": true, "GetPluginInfo": true, "GetPluginCapabilities": true,
-	"ControllerGetCapabilities": true, "NodeGetCapabilities": true, "NodeGetInfo": true,
-	"NodeGetVolumeStats": true, "GetCapacity": true,
-	"ListVolumes": true, "ListSnapshots": true,
-}
-
-func (d *Driver) logCall(ctx context.Context, method string, req, resp any, err error, took time.Duration) {
-	level := slog.LevelInfo
-	switch {
-	case err != nil:
-		level = slog.LevelError
-	case quiet[method]:
-		level = slog.LevelDebug
-	}
-	if !d.log.Enabled(ctx, level) {
-		return
-	}
-	attrs := []any{"method", method, "request", protosanitizer.StripSecrets(req).String(), "took", took}
-	if err != nil {
-		attrs = append(attrs, "code", status.Code(err).String(), "err", status.Convert(err).Message())
-	} else {
-		attrs = append(attrs, "response", protosanitizer.StripSecrets(resp).String())
-	}
-	d.log.Log(ctx, level, "CSI call", attrs...)
 }

@@ -4,12 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/k8ns/granary/pkg/blockstore"
 )
+
+// readyWait is how long CreateSnapshot may wait to answer that the snapshot is ready at
+// once, which spares the CO from asking again.
+const readyWait = 2 * time.Second
 
 // CreateSnapshot implements csi.ControllerServer. The snapshot is exact and durable
 // when it answers; ready_to_use follows when it is folded.
@@ -29,7 +34,21 @@ func (d *Driver) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequ
 	if err != nil {
 		return nil, err
 	}
+	if !info.Ready {
+		info = d.awaitReady(ctx, info)
+	}
 	return &csi.CreateSnapshotResponse{Snapshot: d.renderSnapshot(info)}, nil
+}
+
+// awaitReady waits a little for a snapshot to be ready. Whether it is or not, it has
+// been taken.
+func (d *Driver) awaitReady(ctx context.Context, info blockstore.SnapshotInfo) blockstore.SnapshotInfo {
+	ctx, cancel := context.WithTimeout(ctx, readyWait)
+	defer cancel()
+	if ready, err := d.store.WaitSnapshot(ctx, info.ID); err == nil {
+		return ready
+	}
+	return info
 }
 
 // createSnapshot takes a snapshot, or finds the one that an earlier call took, also
@@ -69,10 +88,20 @@ func (d *Driver) DeleteSnapshot(_ context.Context, req *csi.DeleteSnapshotReques
 	if err == nil {
 		err = d.store.DeleteSnapshot(id)
 	}
-	if err != nil && !gone(err) {
+	return &csi.DeleteSnapshotResponse{}, ignoreGone(err)
+}
+
+// GetSnapshot implements csi.ControllerServer.
+func (d *Driver) GetSnapshot(_ context.Context, req *csi.GetSnapshotRequest) (*csi.GetSnapshotResponse, error) {
+	id, err := d.snapshotID(req.GetSnapshotId())
+	if err != nil {
 		return nil, err
 	}
-	return &csi.DeleteSnapshotResponse{}, nil
+	info, err := d.store.Snapshot(id)
+	if err != nil {
+		return nil, err
+	}
+	return &csi.GetSnapshotResponse{Snapshot: d.renderSnapshot(info)}, nil
 }
 
 // ListSnapshots implements csi.ControllerServer. Snapshots go by name; IDs that name

@@ -20,11 +20,22 @@ type volumes interface {
 	CreateVolume(spec blockstore.VolumeSpec) (blockstore.VolumeInfo, error)
 	Volume(idOrName string) (blockstore.VolumeInfo, error)
 	Volumes() []blockstore.VolumeInfo
+	publications
+}
+
+// publications are what COs were told of volumes, by volume ID.
+type publications interface {
+	PutPublication(volumeID string, p blockstore.Publication) error
+	// RemovePublication is nil if there is none.
+	RemovePublication(volumeID string) error
+	Publications() map[string]blockstore.Publication
 }
 
 type snapshots interface {
 	// CreateSnapshot is ErrExists if the name is taken.
 	CreateSnapshot(ctx context.Context, volumeID, name string, labels map[string]string) (blockstore.SnapshotInfo, error)
+	// WaitSnapshot returns when the snapshot is ready, or ctx ends.
+	WaitSnapshot(ctx context.Context, id string) (blockstore.SnapshotInfo, error)
 	DeleteSnapshot(id string) error
 	Snapshot(idOrName string) (blockstore.SnapshotInfo, error)
 	Snapshots(volumeID string) []blockstore.SnapshotInfo

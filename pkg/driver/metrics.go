@@ -1,0 +1,93 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+
+	"github.com/k8ns/granary/pkg/attach"
+	"github.com/k8ns/granary/pkg/blockstore"
+)
+
+// metrics are what the driver counts: each call with its time and code, under the
+// names that CSI's sidecars use too, and the store's figures when somebody asks.
+type metrics struct {
+	calls *prometheus.HistogramVec
+}
+
+func newMetrics(r prometheus.Registerer, store Store, attached *attach.Attachments) (*metrics, error) {
+	m := &metrics{calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "csi_plugin_operations_seconds",
+		Help:    "Time of each CSI call, by method and gRPC code.",
+		Buckets: []float64{.001, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
+	}, []string{"driver_name", "method_name", "grpc_status_code"})}
+	for _, c := range []prometheus.Collector{m.calls, storeCollector{store, attached}} {
+		if err := r.Register(c); err != nil {
+			return nil, fmt.Errorf("metrics: %w", err)
+		}
+	}
+	return m, nil
+}
+
+// measure counts one call.
+func (m *metrics) measure(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	start := time.Now()
+	resp, err := next(ctx, req)
+	m.calls.WithLabelValues(Name, info.FullMethod, status.Code(err).String()).Observe(time.Since(start).Seconds())
+	return resp, err
+}
+
+// storeCollector asks the store when somebody asks for metrics.
+type storeCollector struct {
+	store    Store
+	attached *attach.Attachments
+}
+
+// storeMetrics are the store's figures, all gauges in base units.
+var storeMetrics = []struct {
+	desc  *prometheus.Desc
+	value func(blockstore.Stats) float64
+}{
+	{storeDesc("volumes", "Volumes in the store."), func(s blockstore.Stats) float64 { return float64(s.Volumes) }},
+	{storeDesc("snapshots", "Snapshots in the store."), func(s blockstore.Stats) float64 { return float64(s.Snapshots) }},
+	{storeDesc("logical_bytes", "What volumes and snapshots hold, holes left out."), func(s blockstore.Stats) float64 { return float64(s.Logical) }},
+	{storeDesc("unique_bytes", "Distinct blocks before compression."), func(s blockstore.Stats) float64 { return float64(s.Unique) }},
+	{storeDesc("stored_bytes", "Chunk files and catalog on the disk."), func(s blockstore.Stats) float64 { return float64(s.Stored) }},
+	{storeDesc("garbage_bytes", "Estimate of stored bytes that nobody names."), func(s blockstore.Stats) float64 { return float64(s.Garbage) }},
+	{storeDesc("journal_used_bytes", "Journal that is not folded yet."), func(s blockstore.Stats) float64 { return float64(s.JournalUsed) }},
+	{storeDesc("disk_free_bytes", "Free space of the data directory's disk."), func(s blockstore.Stats) float64 { return float64(s.DiskFree) }},
+	{storeDesc("damaged_slots", "Blocks that were found damaged and are not healed."), func(s blockstore.Stats) float64 { return float64(s.Damaged) }},
+	{storeDesc("full", "1 while writers wait for disk space."), func(s blockstore.Stats) float64 {
+		if s.Full {
+			return 1
+		}
+		return 0
+	}},
+}
+
+var attachedDesc = storeDesc("attached_volumes", "Volumes that are block devices now.")
+
+func storeDesc(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc("granary_store_"+name, help, nil, nil)
+}
+
+// Describe implements prometheus.Collector.
+func (c storeCollector) Describe(out chan<- *prometheus.Desc) {
+	for _, m := range storeMetrics {
+		out <- m.desc
+	}
+	out <- attachedDesc
+}
+
+// Collect implements prometheus.Collector.
+func (c storeCollector) Collect(out chan<- prometheus.Metric) {
+	stats := c.store.Stats(false)
+	for _, m := range storeMetrics {
+		out <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, m.value(stats))
+	}
+	out <- prometheus.MustNewConstMetric(attachedDesc, prometheus.GaugeValue, float64(len(c.attached.List())))
+}
