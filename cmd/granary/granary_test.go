@@ -16,6 +16,7 @@ import (
 	"github.com/k8ns/granary/pkg/attach/attachtest"
 	"github.com/k8ns/granary/pkg/blockstore"
 	"github.com/k8ns/granary/pkg/driver"
+	"github.com/k8ns/granary/pkg/socket"
 )
 
 // cli runs command lines against a daemon over an engine in memory.
@@ -42,7 +43,7 @@ func newCLI(t *testing.T) *cli {
 	c := &cli{t: t, dir: tempDir(t), engine: attachtest.NewEngine(trace)}
 	host := attachtest.NewHost(trace)
 	server := admin.NewServer(c.engine, attach.New(c.engine, host, host.Options()), slog.New(slog.DiscardHandler))
-	ln, err := admin.Listen(admin.SocketPath(c.dir))
+	ln, err := socket.Listen(admin.SocketPath(c.dir))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -14,6 +15,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
 
@@ -22,6 +26,8 @@ import (
 	"github.com/k8ns/granary/pkg/blockstore"
 	"github.com/k8ns/granary/pkg/driver"
 	"github.com/k8ns/granary/pkg/export"
+	"github.com/k8ns/granary/pkg/kubelet"
+	"github.com/k8ns/granary/pkg/socket"
 	"github.com/k8ns/granary/pkg/vfs"
 )
 
@@ -34,13 +40,17 @@ const (
 
 // serveOptions are the flags of granary serve.
 type serveOptions struct {
-	endpoint string
-	nodeID   string
-	logLevel slog.Level
-	journal  sizeFlag
-	cache    sizeFlag
-	reserve  sizeFlag
-	buffers  sizeFlag
+	endpoint        string
+	kubeletEndpoint string // CSI socket's path as kubelet sees it
+	registrationDir string // where kubelet looks for plugins; "": kubelet is not told
+	httpEndpoint    string // for /healthz and /metrics; "": none
+	nodeID          string
+	maxVolumes      int
+	logLevel        slog.Level
+	journal         sizeFlag
+	cache           sizeFlag
+	reserve         sizeFlag
+	buffers         sizeFlag
 }
 
 func (a *app) serveCommand() *cobra.Command {
@@ -59,6 +69,10 @@ second one exits at once, which loses nothing that was acknowledged.`,
 	flags := cmd.Flags()
 	flags.StringVar(&o.endpoint, "endpoint", "", "CSI socket, as unix:///run/granary/csi.sock; without it only the commands are served")
 	flags.StringVar(&o.nodeID, "node-id", "", "name of this node in volume IDs and topology; never change it (default the host name)")
+	flags.IntVar(&o.maxVolumes, "max-volumes", defaultMaxVolumes(), "most volumes that are attached at a time")
+	flags.StringVar(&o.registrationDir, "registration-dir", "", "register with kubelet by a socket in this directory, as /var/lib/kubelet/plugins_registry")
+	flags.StringVar(&o.kubeletEndpoint, "kubelet-endpoint", "", "path of the CSI socket as kubelet sees it (default that of --endpoint)")
+	flags.StringVar(&o.httpEndpoint, "http-endpoint", "", "serve /healthz and /metrics on this address, as :9808 or 127.0.0.1:9808")
 	flags.Var(&o.journal, "journal-size", "budget for journal segments on the disk, preallocated as used (default 512MiB)")
 	flags.Var(&o.cache, "cache-size", "memory for decoded data (default 128MiB)")
 	flags.Var(&o.reserve, "reserve-size", "disk space set aside for working on a full disk (default 64MiB)")
@@ -71,6 +85,9 @@ second one exits at once, which loses nothing that was acknowledged.`,
 func (a *app) serve(ctx context.Context, o serveOptions) error {
 	socket, err := parseEndpoint(o.endpoint)
 	if err != nil {
+		return err
+	}
+	if err := o.check(socket); err != nil {
 		return err
 	}
 	if o.nodeID == "" {
@@ -110,6 +127,22 @@ func parseEndpoint(endpoint string) (path string, err error) {
 		return "", usageError("--endpoint %q: give a Unix socket with its full path, as unix:///run/granary/csi.sock", endpoint)
 	}
 	return path, nil
+}
+
+// check refuses flags that cannot be, or that need one that is missing.
+func (o *serveOptions) check(socket string) error {
+	switch {
+	case o.maxVolumes < 1:
+		return usageError("--max-volumes %d: at least 1", o.maxVolumes)
+	case socket == "" && o.registrationDir+o.kubeletEndpoint+o.httpEndpoint != "":
+		return usageError("--registration-dir, --kubelet-endpoint and --http-endpoint are about the CSI driver: give --endpoint too")
+	case o.kubeletEndpoint != "" && o.registrationDir == "":
+		return usageError("--kubelet-endpoint is told to kubelet: give --registration-dir too")
+	}
+	if o.kubeletEndpoint == "" {
+		o.kubeletEndpoint = socket
+	}
+	return nil
 }
 
 // untilSignal ends the context with the first SIGTERM or SIGINT and the process with
@@ -155,8 +188,10 @@ type daemon struct {
 	attachments *attach.Attachments
 	admin       *admin.Server
 	driver      *driver.Driver
+	http        *kubelet.Server
+	registered  *kubelet.Registration
 
-	running sync.WaitGroup // background work and the two servers
+	running sync.WaitGroup // background work and the servers
 	failed  chan error     // a server gave up
 }
 
@@ -179,7 +214,7 @@ func (d *daemon) start(ctx context.Context) (err error) {
 		return err
 	}
 	host := export.NewHost()
-	d.attachments = attach.New(attach.Engine(d.store), host, attach.Options{Buffers: d.buffers, Logger: d.log})
+	d.attachments = attach.New(attach.Engine(d.store), host, attach.Options{Buffers: d.buffers, Limit: d.o.maxVolumes, Logger: d.log})
 	// What cannot be cleared keeps only its own volume from working.
 	if err := d.attachments.ClearDead(ctx); err != nil {
 		d.log.Error("not everything that a killed daemon left could be cleared", "err", err)
@@ -195,8 +230,15 @@ func (d *daemon) start(ctx context.Context) (err error) {
 	if d.socket == "" {
 		return nil
 	}
+	return d.startDriver(host)
+}
+
+// startDriver serves CSI, then tells the world: kubelet asks as soon as it hears of us.
+func (d *daemon) startDriver(host export.Host) (err error) {
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	d.driver, err = driver.New(d.store, d.attachments, host, driver.Options{
-		NodeID: d.o.nodeID, Version: readVersion().Version, Logger: d.log,
+		NodeID: d.o.nodeID, Version: readVersion().Version, MaxVolumes: d.o.maxVolumes, Metrics: metrics, Logger: d.log,
 	})
 	if err != nil {
 		return err
@@ -204,12 +246,71 @@ func (d *daemon) start(ctx context.Context) (err error) {
 	if err := os.MkdirAll(filepath.Dir(d.socket), 0o750); err != nil {
 		return err
 	}
-	return d.listen(d.socket, d.driver.Serve)
+	if err := d.listen(d.socket, d.driver.Serve); err != nil {
+		return err
+	}
+	if d.o.httpEndpoint != "" {
+		if err := d.startHTTP(metrics); err != nil {
+			return err
+		}
+	}
+	if d.o.registrationDir == "" {
+		return nil
+	}
+	return d.register()
+}
+
+// startHTTP serves health and metrics. The health check takes the way that kubelet's
+// calls take: socket, gRPC, handler.
+func (d *daemon) startHTTP(metrics *prometheus.Registry) error {
+	health, err := kubelet.NewHealth(kubelet.ProbeSocket(d.socket), kubelet.HealthOptions{Logger: d.log})
+	if err != nil {
+		return err
+	}
+	d.http, err = kubelet.NewServer(health, kubelet.ServerOptions{
+		Handlers: map[string]http.Handler{"/metrics": promhttp.HandlerFor(metrics, promhttp.HandlerOpts{})},
+		Logger:   d.log,
+	})
+	if err != nil {
+		return err
+	}
+	ln, err := kubelet.ListenHTTP(d.o.httpEndpoint)
+	if err != nil {
+		return err
+	}
+	d.background(func() error { return d.http.Serve(ln) })
+	return nil
+}
+
+// register tells kubelet about the driver, which is served already.
+func (d *daemon) register() (err error) {
+	d.registered, err = kubelet.NewRegistration(driver.Name, d.o.kubeletEndpoint, kubelet.RegistrationOptions{
+		Dir: d.o.registrationDir, Logger: d.log,
+	})
+	if err != nil {
+		return err
+	}
+	ln, err := d.registered.Listen()
+	if err != nil {
+		return err
+	}
+	d.background(func() error { return d.registered.Serve(ln) })
+	return nil
+}
+
+// background runs a server that volumes do not depend on: its end is no reason to take
+// them down.
+func (d *daemon) background(serve func() error) {
+	d.running.Go(func() {
+		if err := serve(); err != nil {
+			d.log.Error("a server has ended", "err", err)
+		}
+	})
 }
 
 // listen serves on a Unix socket.
 func (d *daemon) listen(path string, serve func(net.Listener) error) error {
-	ln, err := admin.Listen(path)
+	ln, err := socket.Listen(path)
 	if err != nil {
 		return err
 	}
@@ -219,6 +320,18 @@ func (d *daemon) listen(path string, serve func(net.Listener) error) error {
 		}
 	})
 	return nil
+}
+
+// stopTelling ends registration and health: kubelet sends no new pods.
+func (d *daemon) stopTelling() {
+	ctx, cancel := context.WithTimeout(context.Background(), callsEnd)
+	defer cancel()
+	if d.registered != nil {
+		d.registered.Stop(ctx)
+	}
+	if d.http != nil {
+		d.http.Stop(ctx)
+	}
 }
 
 // wait waits for a signal, or for a server that fails.
@@ -237,6 +350,7 @@ func (d *daemon) stop() error {
 		return nil
 	}
 	var failed []error
+	d.stopTelling()
 	if d.driver != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), callsEnd)
 		d.driver.Stop(ctx)

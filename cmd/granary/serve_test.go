@@ -168,6 +168,7 @@ func (n *node) mount(id, name string, c *csi.VolumeCapability) string {
 	n.t.Helper()
 	ctx := context.Background()
 	n.must(os.MkdirAll(n.path("target", ""), 0o700))
+	n.must(os.MkdirAll(n.path("staging", name), 0o700))
 	_, err := n.NodeStageVolume(ctx, &csi.NodeStageVolumeRequest{
 		VolumeId: id, StagingTargetPath: n.path("staging", name), VolumeCapability: c,
 	})
