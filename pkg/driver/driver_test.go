@@ -250,6 +250,7 @@ func TestEverySentinelHasItsCode(t *testing.T) {
 		{attach.ErrLimit, codes.ResourceExhausted},
 		{export.ErrInUse, codes.FailedPrecondition},
 		{export.ErrInvalid, codes.InvalidArgument},
+		{export.ErrReadOnly, codes.FailedPrecondition},
 		{export.ErrNotAttached, codes.Internal},
 		{errElsewhere, codes.ResourceExhausted},
 		{errState, codes.FailedPrecondition},

@@ -54,7 +54,7 @@ func codeOf(err error) codes.Code {
 	switch {
 	case is(errElsewhere):
 		return codes.ResourceExhausted
-	case is(errState):
+	case is(errState), is(export.ErrReadOnly):
 		return codes.FailedPrecondition
 	case is(errToken):
 		return codes.Aborted
