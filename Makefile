@@ -25,7 +25,7 @@ demo: setup build ## run the main job on real data over the CSI socket and check
 	bin/granary-demo -granary bin/granary
 
 .PHONY: test
-test: setup test-unit test-device ## run all tests: unit, model and real devices, with -race
+test: setup test-unit test-device sanity test-deploy ## run all tests: unit, model, real devices, CSI and manifests, with -race
 
 ##@ Parts of them
 
@@ -37,6 +37,15 @@ test-unit: ## unit and model tests alone (needs no root)
 test-device: ## tests on real block devices and file systems alone (root, /dev/fuse)
 	GRANARY_DEVICE_TESTS=require GRANARY_DEVICE_RACE=$(if $(TEST_RACE),1,0) \
 		$(GO) test -tags $(TAGS) -count=1 -timeout 25m -run '$(RUN)' ./test/device
+
+.PHONY: sanity
+sanity: setup ## csi-sanity and what it does not look at, the content, against the real driver (root, /dev/fuse)
+	cd test/sanity && GRANARY_DEVICE_TESTS=require GRANARY_DEVICE_RACE=$(if $(TEST_RACE),1,0) \
+		$(GO) test -tags $(TAGS) -count=1 -timeout 25m -run '$(RUN)' .
+
+.PHONY: test-deploy
+test-deploy: ## check the manifests against Kubernetes' schemas and the driver (needs no root)
+	cd test/deploy && $(GO) test -count=1 -run '$(RUN)' .
 
 .PHONY: setup
 setup: ## install the Debian packages that are missing; say what else is
@@ -55,7 +64,7 @@ fmt: ## format the Go files
 .PHONY: lint
 lint: ## check formatting, go vet, package docs and import layers
 	@out=$$(gofmt -l $(GOFILES)); if [ -n "$$out" ]; then echo "not formatted (make fmt):"; echo "$$out"; exit 1; fi
-	$(GO) vet -tags $(TAGS) ./...
+	for module in . test/sanity test/deploy; do (cd $$module && $(GO) vet -tags $(TAGS) ./...); done
 	$(GO) test -count=1 ./test/style
 
 .PHONY: clean
