@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -47,6 +48,16 @@ func toStatus(err error) error {
 		return err // the generated code's own, for calls that are not there
 	}
 	return status.Error(codeOf(err), err.Error())
+}
+
+// levelOf is how loudly a call's error is logged: what the caller can mend or wait for
+// is a warning, what somebody here has to look at an error.
+func levelOf(err error) slog.Level {
+	switch status.Code(err) {
+	case codes.Internal, codes.Unknown, codes.DataLoss:
+		return slog.LevelError
+	}
+	return slog.LevelWarn
 }
 
 func codeOf(err error) codes.Code {

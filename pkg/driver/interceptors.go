@@ -64,7 +64,7 @@ func (d *Driver) logCall(ctx context.Context, req any, info *grpc.UnaryServerInf
 	level := slog.LevelInfo
 	switch {
 	case err != nil:
-		level = slog.LevelError
+		level = levelOf(err)
 	case quiet[method]:
 		level = slog.LevelDebug
 	}

@@ -37,6 +37,9 @@ func Listen(path string) (net.Listener, error) {
 	if len(path) > MaxPath || filepath.Base(path) == "/" || filepath.Base(path) == "." {
 		return nil, fmt.Errorf("%q cannot be a socket: at most %d bytes are allowed: %w", path, MaxPath, ErrInvalid)
 	}
+	if info, err := os.Stat(filepath.Dir(path)); err != nil || !info.IsDir() {
+		return nil, fmt.Errorf("the directory of the socket %s is not there: %w", path, ErrInvalid)
+	}
 	tmp := hidden(path)
 	if err := checkFree(path); err != nil {
 		return nil, err

@@ -37,7 +37,7 @@ func TestListen(t *testing.T) {
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, bad := range []string{path, "/" + strings.Repeat("a", 200), "/", ""} {
+	for _, bad := range []string{path, "/" + strings.Repeat("a", 200), "/", "", filepath.Join(dir, "none", "sock")} {
 		if _, err := Listen(bad); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%q: %v", bad, err)
 		}
