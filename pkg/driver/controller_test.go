@@ -109,6 +109,8 @@ func TestCreateVolumeCanBeRepeated(t *testing.T) {
 		{"other block size", parameters("compression", "s2", "blockSize", "4096"), codes.AlreadyExists},
 		{"other filesystem", parameters("csi.storage.k8s.io/fstype", "xfs"), codes.AlreadyExists},
 		{"other source", fromVolume(source.VolumeId), codes.AlreadyExists},
+		{"other nodes", reachableFrom("elsewhere"), codes.AlreadyExists},
+		{"this node too", reachableFrom("elsewhere", node), codes.OK},
 		{"no source", func(r *csi.CreateVolumeRequest) { r.VolumeContentSource = nil }, codes.AlreadyExists},
 	} {
 		req := createRequest("v")

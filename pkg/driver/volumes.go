@@ -33,6 +33,7 @@ type creation struct {
 	spec   blockstore.VolumeSpec
 	sizes  sizeRange
 	fsType string // "" if the request names none
+	reach  error  // a volume made here is not accessible where it has to be
 }
 
 func (d *Driver) parseCreateVolume(req *csi.CreateVolumeRequest) (c creation, err error) {
@@ -60,12 +61,13 @@ func (d *Driver) parseCreateVolume(req *csi.CreateVolumeRequest) (c creation, er
 	if source != nil {
 		err = d.parseSource(source, &c.spec)
 	}
+	c.reach = d.checkTopology(req.GetAccessibilityRequirements())
 	// What is wrong on any node is said before what is wrong on this one alone.
 	accesses, invalid := parseAccesses(req.GetVolumeCapabilities(), sourceText(source))
 	if invalid == nil {
 		c.fsType, invalid = oneFSType(params.fsType, accesses)
 	}
-	if err := cmp.Or(invalid, err, d.checkTopology(req.GetAccessibilityRequirements())); err != nil {
+	if err := cmp.Or(invalid, err); err != nil {
 		return c, err
 	}
 	if c.fsType != "" {
@@ -137,7 +139,7 @@ func (d *Driver) createVolume(c creation) (blockstore.VolumeInfo, error) {
 		}
 		return info, nil
 	}
-	if err := d.size(&c); err != nil {
+	if err := cmp.Or(c.reach, d.size(&c)); err != nil {
 		return info, err
 	}
 	info, err = d.store.CreateVolume(c.spec)
@@ -185,6 +187,8 @@ func (c creation) differs(info blockstore.VolumeInfo) string {
 	switch {
 	case err != nil:
 		return err.Error()
+	case c.reach != nil:
+		return c.reach.Error()
 	case info.Source != source:
 		return fmt.Sprintf("its source is %q, not %q", info.Source, source)
 	case spec.Compression != "" && spec.Compression != info.Compression:
