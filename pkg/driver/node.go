@@ -107,11 +107,8 @@ func (d *Driver) checkUnpublished(volume *attach.Locked) error {
 // size, and a filesystem that is mounted for writing with it. It needs no path to find
 // the volume.
 func (d *Driver) NodeExpandVolume(ctx context.Context, req *csi.NodeExpandVolumeRequest) (*csi.NodeExpandVolumeResponse, error) {
-	if req.GetVolumeId() == "" {
-		return nil, fmt.Errorf("the volume ID is missing: %w", blockstore.ErrInvalid)
-	}
-	if err := checkPath("volume path", req.GetVolumePath()); err != nil {
-		return nil, err
+	if req.GetVolumeId() == "" || req.GetVolumePath() == "" {
+		return nil, fmt.Errorf("the volume ID or path is missing: %w", blockstore.ErrInvalid)
 	}
 	if c := req.GetVolumeCapability(); c != nil {
 		if _, err := parseAccess(c); err != nil {
@@ -124,6 +121,9 @@ func (d *Driver) NodeExpandVolume(ctx context.Context, req *csi.NodeExpandVolume
 	}
 	volume, info, err := d.locked(ctx, req.GetVolumeId())
 	if err != nil {
+		return nil, err
+	}
+	if err := checkPath("volume path", req.GetVolumePath()); err != nil {
 		return nil, err
 	}
 	device, ok := volume.Device()

@@ -440,8 +440,12 @@ func TestNodeExpandVolume(t *testing.T) {
 	}
 	_, err = expand(noVolume(), p.target, 0)
 	wantCode(t, "missing volume", err, codes.NotFound)
-	_, err = expand(id, "", 0)
-	wantCode(t, "no path", err, codes.InvalidArgument)
+	_, err = expand("nonsense", "some/path", 0)
+	wantCode(t, "missing volume, relative path", err, codes.NotFound)
+	for _, path := range []string{"", "some/path"} {
+		_, err = expand(id, path, 0)
+		wantCode(t, "path "+path, err, codes.InvalidArgument)
+	}
 }
 
 func TestNodeGetVolumeStats(t *testing.T) {
@@ -463,7 +467,7 @@ func TestNodeGetVolumeStats(t *testing.T) {
 		id, path string
 		code     codes.Code
 	}{
-		{"", p.target, codes.InvalidArgument}, {id, "", codes.InvalidArgument}, {noVolume(), p.target, codes.NotFound},
+		{"", p.target, codes.InvalidArgument}, {id, "", codes.InvalidArgument}, {"nonsense", "", codes.InvalidArgument}, {noVolume(), p.target, codes.NotFound},
 		{id, "/nowhere/at/all", codes.NotFound}, {id, "some/path", codes.NotFound}, {w.create("other").VolumeId, p.target, codes.NotFound},
 	} {
 		_, err := stats(tt.id, tt.path)

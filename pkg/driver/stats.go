@@ -15,12 +15,12 @@ import (
 // and kubelet asks all the time. A path that the volume is not at, whatever it looks
 // like, is ErrNotFound.
 func (d *Driver) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolumeStatsRequest) (*csi.NodeGetVolumeStatsResponse, error) {
+	if req.GetVolumeId() == "" || req.GetVolumePath() == "" {
+		return nil, fmt.Errorf("the volume ID or path is missing: %w", blockstore.ErrInvalid)
+	}
 	id, err := d.volumeID(req.GetVolumeId())
 	if err != nil {
 		return nil, err
-	}
-	if req.GetVolumePath() == "" {
-		return nil, fmt.Errorf("the volume path is missing: %w", blockstore.ErrInvalid)
 	}
 	info, err := d.store.Volume(id)
 	if err != nil {
