@@ -32,6 +32,8 @@ import (
 )
 
 const (
+	// tellingEnd is how long registration and health may take to end at shutdown.
+	tellingEnd = 5 * time.Second
 	// callsEnd is how long calls that run may take to end at shutdown.
 	callsEnd = 20 * time.Second
 	// volumesEnd is how long attached volumes may take to be synced and ended.
@@ -324,7 +326,7 @@ func (d *daemon) listen(path string, serve func(net.Listener) error) error {
 
 // stopTelling ends registration and health: kubelet sends no new pods.
 func (d *daemon) stopTelling() {
-	ctx, cancel := context.WithTimeout(context.Background(), callsEnd)
+	ctx, cancel := context.WithTimeout(context.Background(), tellingEnd)
 	defer cancel()
 	if d.registered != nil {
 		d.registered.Stop(ctx)

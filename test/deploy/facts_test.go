@@ -111,7 +111,7 @@ func readParameters() (map[string][]string, error) {
 		}
 		return out
 	}
-	fsTypes := regexp.MustCompile(`oneOf\(fsType, ([^)]*)\)`).FindSubmatch(text)
+	fsTypes := regexp.MustCompile(`fsTypes = \[\]string\{([^}]*)\}`).FindSubmatch(text)
 	out := map[string][]string{}
 	for _, m := range regexp.MustCompile(`(?m)^\s+(param\w+)\s+= "([^"]+)"`).FindAllSubmatch(text, -1) {
 		block := regexp.MustCompile(`(?s)case key == ` + string(m[1]) + `:(.*?)\n\t\t(?:case|default)`).FindSubmatch(text)
@@ -141,7 +141,7 @@ func readGrace() (time.Duration, error) {
 	}
 	units := map[string]time.Duration{"Second": time.Second, "Minute": time.Minute}
 	var sum time.Duration
-	for _, m := range regexp.MustCompile(`(?m)^\s+(callsEnd|volumesEnd)\s+= (\d+) \* time\.(Second|Minute)`).FindAllSubmatch(text, -1) {
+	for _, m := range regexp.MustCompile(`(?m)^\s+(tellingEnd|callsEnd|volumesEnd)\s+= (\d+) \* time\.(Second|Minute)`).FindAllSubmatch(text, -1) {
 		n, err := strconv.Atoi(string(m[2]))
 		if err != nil {
 			return 0, err
@@ -150,7 +150,7 @@ func readGrace() (time.Duration, error) {
 		sum += time.Duration(n*uses) * units[string(m[3])]
 	}
 	if sum == 0 {
-		return 0, fmt.Errorf("cmd/granary/serve.go: callsEnd and volumesEnd not found")
+		return 0, fmt.Errorf("cmd/granary/serve.go: the time limits of stop not found")
 	}
 	return sum, nil
 }
