@@ -134,7 +134,7 @@ func TestAttachRawSetsUsedBeforeTheDevice(t *testing.T) { // I11
 	if _, err := w.AttachRaw(context.Background(), id); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"state used", "open", "record", "attach", "record device"}
+	want := []string{"state used", "open", "record", "attach", "record device", "record device 1 uses"}
 	if got := w.trace.Steps(); !slices.Equal(got, want) {
 		t.Errorf("steps: %q, want %q", got, want)
 	}
@@ -145,7 +145,10 @@ func TestDetachRefusesMounted(t *testing.T) {
 	ctx := context.Background()
 	id := w.volume("a")
 	device := w.mustAttach(id)
-	target := w.mount(id, device)
+	target := t.TempDir() // mounted by somebody who told nobody
+	if err := errors.Join(w.host.Mkfs(ctx, device, "ext4", nil), w.host.Mount(ctx, device, target, "ext4", nil)); err != nil {
+		t.Fatal(err)
+	}
 	for name, op := range map[string]func() error{
 		"detach": func() error { return w.Detach(ctx, id) },
 		"delete": func() error { return w.Delete(ctx, id) },
@@ -162,6 +165,37 @@ func TestDetachRefusesMounted(t *testing.T) {
 		t.Errorf("delete of an attached volume: %v", err)
 	}
 	if err := errors.Join(w.Detach(ctx, id), w.Delete(ctx, id)); err != nil {
+		t.Error(err)
+	}
+}
+
+// What is on record for a path is not taken away by a command.
+func TestDetachRefusesUses(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	id := w.volume("a")
+	if _, err := w.AttachRaw(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	l, err := w.Lock(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.AddUse(blockstore.Use{Path: "/staged", Purpose: "stage"}); err != nil {
+		t.Fatal(err)
+	}
+	l.Unlock()
+	if err := w.Detach(ctx, id); !errors.Is(err, blockstore.ErrInUse) || !strings.Contains(err.Error(), "/staged") {
+		t.Errorf("detach: %v", err)
+	}
+	if l, err = w.Lock(id); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.RemoveUse("/staged"); err != nil || !l.ByCommand() {
+		t.Errorf("by command: %v, %v", l.ByCommand(), err)
+	}
+	l.Unlock()
+	if err := w.Detach(ctx, id); err != nil {
 		t.Error(err)
 	}
 }

@@ -228,15 +228,27 @@ func (a *Attachments) Lock(id string) (*Locked, error) {
 	return &Locked{a: a, id: id}, nil
 }
 
-// AttachRaw attaches a volume for a caller who may write anything there: it counts as
-// used from before its device appears (I11). Attached already: the same device.
+// byCommand is the use of a volume that somebody attached by a command. It has no path,
+// and lasts until the command that ends it.
+var byCommand = blockstore.Use{Purpose: "attached by a command"}
+
+// AttachRaw attaches a volume for somebody who asks for the device by a command and may
+// write anything there: it counts as used from before its device appears (I11).
+// Attached already: the same device.
 func (a *Attachments) AttachRaw(ctx context.Context, id string) (device string, err error) {
 	l, err := a.Lock(id)
 	if err != nil {
 		return "", err
 	}
 	defer l.Unlock()
-	return l.AttachRaw(ctx)
+	_, attached := l.Device()
+	if device, err = l.AttachRaw(ctx); err != nil {
+		return "", err
+	}
+	if err = l.AddUse(byCommand); err != nil && !attached {
+		err = errors.Join(err, l.Detach(ctx))
+	}
+	return device, err
 }
 
 // Attach attaches a volume, see Locked.Attach.
@@ -249,13 +261,19 @@ func (a *Attachments) Attach(ctx context.Context, id string, mode Mode) (device 
 	return l.Attach(ctx, mode)
 }
 
-// Detach detaches a volume, see Locked.Detach.
+// Detach ends what AttachRaw began. ErrInUse while the volume is staged or published
+// somewhere: who did that ends it.
 func (a *Attachments) Detach(ctx context.Context, id string) error {
 	l, err := a.Lock(id)
 	if err != nil {
 		return err
 	}
 	defer l.Unlock()
+	for _, use := range l.Uses() {
+		if use.Path != "" {
+			return fmt.Errorf("volume %s is in use at %s (%s), which has to end first: %w", id, use.Path, use.Purpose, blockstore.ErrInUse)
+		}
+	}
 	return l.Detach(ctx)
 }
 

@@ -190,6 +190,10 @@ func (l *Locked) Uses() []blockstore.Use {
 	return nil
 }
 
+// ByCommand tells whether somebody attached the volume by a command and has not
+// detached it.
+func (l *Locked) ByCommand() bool { return slices.Contains(l.Uses(), byCommand) }
+
 // AddUse puts a use on record, in place of one of the same path; call it before
 // mounting there, so that a start after a kill finds the mount. ErrInvalid if the
 // volume is not attached.

@@ -65,26 +65,32 @@ func (d *Driver) NodeUnstageVolume(ctx context.Context, req *csi.NodeUnstageVolu
 	if use := useAt(volume.Uses(), target); use != nil && strings.HasPrefix(use.Purpose, publishedAs) {
 		return nil, fmt.Errorf("%s is where the volume is published, not staged: %w", target, errState)
 	}
-	others := slices.DeleteFunc(usesOf(volume.Uses(), stagedAs), func(u blockstore.Use) bool { return u.Path == target })
-	if len(others) == 0 {
-		if err := d.checkUnpublished(volume); err != nil {
-			return nil, err
-		}
+	stages := slices.DeleteFunc(usesOf(volume.Uses(), stagedAs), func(u blockstore.Use) bool { return u.Path == target })
+	if len(stages) > 0 { // at another path too
+		return &csi.NodeUnstageVolumeResponse{}, d.unmount(volume, target)
+	}
+	if err := d.checkUnpublished(volume); err != nil {
+		return nil, err
 	}
 	if err := d.unmount(volume, target); err != nil {
 		return nil, err
 	}
-	if len(others) > 0 { // staged at another path too
-		return &csi.NodeUnstageVolumeResponse{}, nil
-	}
-	if err := volume.Detach(ctx); err != nil {
-		return nil, err
+	return &csi.NodeUnstageVolumeResponse{}, d.letGo(ctx, volume)
+}
+
+// letGo detaches a volume that is staged nowhere any more, unless somebody has attached
+// it by a command as well.
+func (d *Driver) letGo(ctx context.Context, volume *attach.Locked) error {
+	if !volume.ByCommand() {
+		if err := volume.Detach(ctx); err != nil {
+			return err
+		}
 	}
 	info, err := volume.Info()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return &csi.NodeUnstageVolumeResponse{}, d.release(info)
+	return d.release(info)
 }
 
 // checkUnpublished refuses to let go of a volume that is mounted where it was

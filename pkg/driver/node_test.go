@@ -196,6 +196,28 @@ func TestSecondStage(t *testing.T) {
 	w.must(w.unstage(id, p))
 }
 
+// Commands and CSI do not take a device away from each other.
+func TestStageOfWhatACommandAttached(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	id, p := w.create("v").VolumeId, w.paths()
+	device, err := w.attached.AttachRaw(ctx, w.engineID(id))
+	w.must(err)
+	w.must(w.stage(id, p, blockCap()))
+	w.must(w.publish(id, p, blockCap()))
+	if err := w.attached.Detach(ctx, w.engineID(id)); !errors.Is(err, blockstore.ErrInUse) {
+		t.Errorf("detached while it is staged: %v", err)
+	}
+	wantCode(t, "unstage while published", w.unstage(id, p), codes.FailedPrecondition)
+	w.must(w.unpublish(id, p))
+	w.must(w.unstage(id, p))
+	if got, ok := w.attached.Device(w.engineID(id)); !ok || got != device {
+		t.Errorf("after the unstage the device is %q, %v", got, ok)
+	}
+	w.must(w.attached.Detach(ctx, w.engineID(id)))
+	w.delete(id)
+}
+
 // What must not write writes to a layer that is thrown away, or not at all.
 func TestReadOnlyStage(t *testing.T) {
 	readOnly := func(c *csi.VolumeCapability) *csi.VolumeCapability {
