@@ -91,7 +91,6 @@ type Options struct {
 
 	// The machine as the package sees it beside its Host; tests replace it.
 	LoopDevices func() ([]string, error) // default: those in /sys/block
-	SyncFS      func(path string) error  // default: syncfs
 }
 
 // Attachments is every volume of a store that is a block device on this machine. All
@@ -104,7 +103,6 @@ type Attachments struct {
 	limit   int // 0: none
 
 	loopDevices func() ([]string, error)
-	syncFS      func(path string) error
 
 	// locks has one lock per volume ID. Taken before mu.
 	locks KeyedLock
@@ -146,13 +144,9 @@ func New(store Store, host export.Host, o Options) *Attachments {
 		log:         o.Logger,
 		limit:       o.Limit,
 		loopDevices: o.LoopDevices,
-		syncFS:      o.SyncFS,
 	}
 	if a.loopDevices == nil {
 		a.loopDevices = loopDevices
-	}
-	if a.syncFS == nil {
-		a.syncFS = syncFS
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/k8ns/granary/pkg/blockstore"
 	"github.com/k8ns/granary/pkg/export"
 )
@@ -138,7 +136,7 @@ func (a *Attachments) unmountAll(l *Locked, at *attachment) (busy bool) {
 		return false
 	}
 	a.log.Warn("volume is still mounted", "volume_id", l.id, "device", at.device.Path(), "mounts", strings.Join(targets, ", "))
-	if err := a.syncFS(targets[0]); err != nil {
+	if err := a.host.SyncFS(targets[0]); err != nil {
 		a.log.Error("sync before the end", "volume_id", l.id, "mount", targets[0], "err", err)
 	}
 	for _, target := range slices.Backward(targets) {
@@ -152,17 +150,4 @@ func (a *Attachments) unmountAll(l *Locked, at *attachment) (busy bool) {
 		}
 	}
 	return busy
-}
-
-// syncFS writes back the filesystem that path is on.
-func syncFS(path string) error {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", path, err)
-	}
-	defer unix.Close(fd)
-	if err := unix.Syncfs(fd); err != nil {
-		return fmt.Errorf("sync the filesystem on %s: %w", path, err)
-	}
-	return nil
 }

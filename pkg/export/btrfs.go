@@ -54,12 +54,14 @@ func (h *localHost) PrepareCopy(ctx context.Context, device, fsType string, uuid
 		return fmt.Errorf("prepare copy on %s: the UUID is all zeros: %w", device, ErrInvalid)
 	}
 	err := within(ctx, func() error {
-		d, err := h.openExclusive(ctx, device)
-		if err != nil {
-			return err
-		}
-		defer d.close()
-		return setBtrfsFSID(d, uuid)
+		return apart(func() error {
+			d, err := h.openExclusive(ctx, device)
+			if err != nil {
+				return err
+			}
+			defer d.close()
+			return setBtrfsFSID(d, uuid)
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("prepare copy on %s: %w", device, err)

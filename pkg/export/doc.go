@@ -21,8 +21,10 @@
 //     and a loop device has 128 requests under way at most, reads and writes together.
 //   - Formatting happens only when the caller says so (invariant I11); nothing here
 //     looks at the content of a device to decide it.
-//   - The process is never in need of its own devices: it maps no file on them, and
-//     closing the FUSE file sends no request, so that its death waits for nobody.
+//   - The death of the process waits for nobody: it maps no file on its own devices,
+//     closing the FUSE file sends no request, and whatever waits for an answer of this
+//     process or closes one of its block devices does so on a thread that does not have
+//     /dev/fuse (apart.go, keeper.go).
 //
 // What needs privilege is behind Host. The package knows nothing of volumes, snapshots,
 // catalogs or CSI; it must not take a lock of a layer above on the way of a request.

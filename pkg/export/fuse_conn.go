@@ -25,7 +25,7 @@ type fuseConn struct {
 // OpenFUSE makes the mount with the descriptor-based calls and attaches it nowhere: no
 // path leads to the file, and nobody stumbles over it.
 func (h *localHost) OpenFUSE(o FUSEMount) (FUSEConn, error) {
-	dev, err := openCloexec("/dev/fuse", unix.O_RDWR)
+	dev, err := openFUSE()
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +39,7 @@ func (h *localHost) OpenFUSE(o FUSEMount) (FUSEConn, error) {
 		"max_read": strconv.Itoa(maxRequest),
 	})
 	if err != nil {
-		dev.Close()
+		closeFUSE(dev)
 		return nil, fmt.Errorf("mount FUSE: %w", err)
 	}
 	c := &fuseConn{name: o.Name, readOnly: o.ReadOnly, dev: dev}
@@ -82,15 +82,23 @@ func openCloexec(path string, flags int) (*os.File, error) {
 }
 
 func openAt(dir int, path string, flags int) (*os.File, error) {
+	fd, err := openDescriptor(dir, path, flags)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+func openDescriptor(dir int, path string, flags int) (int, error) {
 	for {
 		fd, err := unix.Openat(dir, path, flags|unix.O_CLOEXEC, 0)
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
-			return nil, &os.PathError{Op: "open", Path: path, Err: err}
+			return -1, &os.PathError{Op: "open", Path: path, Err: err}
 		}
-		return os.NewFile(uintptr(fd), path), nil
+		return fd, nil
 	}
 }
 
@@ -110,16 +118,25 @@ func (c *fuseConn) OpenDisk() (*os.File, error) {
 	if c.readOnly {
 		flags = unix.O_RDONLY
 	}
-	return openAt(int(mount.Fd()), c.name, flags|unix.O_NOFOLLOW|unix.O_NOCTTY)
+	fd, err := openApart(func() (int, error) {
+		return openDescriptor(int(mount.Fd()), c.name, flags|unix.O_NOFOLLOW|unix.O_NOCTTY)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), c.name), nil
 }
 
 func (c *fuseConn) Truncate(file *os.File, size int64) error {
-	for {
-		err := unix.Ftruncate(int(file.Fd()), size)
-		if err != unix.EINTR {
-			return os.NewSyscallError("ftruncate", err)
+	fd := int(file.Fd())
+	return apart(func() error {
+		for {
+			err := unix.Ftruncate(fd, size)
+			if err != unix.EINTR {
+				return os.NewSyscallError("ftruncate", err)
+			}
 		}
-	}
+	})
 }
 
 // Abort uses the control filesystem of FUSE, mounted nowhere either. Closing the
@@ -151,5 +168,5 @@ func (c *fuseConn) Close() error {
 		c.mu.mount.Close()
 		c.mu.mount = nil
 	}
-	return c.dev.Close()
+	return closeFUSE(c.dev)
 }

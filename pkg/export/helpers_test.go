@@ -266,10 +266,14 @@ func openFiles() int {
 // TestMain serves as the child of the crash tests, and otherwise checks that the tests
 // leave no goroutine, descriptor or loop device.
 func TestMain(m *testing.M) {
+	if os.Getenv(deathEnv) != "" {
+		os.Exit(die())
+	}
 	if os.Getenv(childEnv) != "" {
 		os.Exit(child())
 	}
 	_ = exec.Command("true").Run() // opens what the runtime keeps open
+	_, _ = loopKeeper()            // lives as long as the process
 	goroutines, files := runtime.NumGoroutine(), openFiles()
 	code := m.Run()
 	if flag.Lookup("test.fuzz").Value.String() != "" {

@@ -83,6 +83,8 @@ type Filesystems interface {
 	GrowUnmounted(ctx context.Context, device, fsType string) error
 	// GrowFS makes the mounted filesystem as large as its device. nil if it is.
 	GrowFS(device, mountPoint string) error
+	// SyncFS writes back the filesystem that path is on.
+	SyncFS(path string) error
 	// Statfs tells the space of the filesystem at path.
 	Statfs(path string) (FSStats, error)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -24,6 +25,16 @@ const (
 )
 
 func (h *localHost) AttachLoop(file *os.File, o LoopOptions) (Loop, error) {
+	keep, err := loopKeeper()
+	if err != nil {
+		return Loop{}, err
+	}
+	defer runtime.KeepAlive(file)
+	return apartValue(func() (Loop, error) { return attachLoop(keep, file, o) })
+}
+
+// attachLoop runs apart: configuring a device flushes the file.
+func attachLoop(keep *keeper, file *os.File, o LoopOptions) (Loop, error) {
 	ctl, err := openCloexec("/dev/loop-control", unix.O_RDWR)
 	if err != nil {
 		return Loop{}, err
@@ -34,23 +45,32 @@ func (h *localHost) AttachLoop(file *os.File, o LoopOptions) (Loop, error) {
 		if err != nil {
 			return Loop{}, fmt.Errorf("free loop device: %w", err)
 		}
-		dev, err := openLoop(n)
-		if err != nil {
-			return Loop{}, err
-		}
-		err = configureLoop(dev, file, o)
+		err = tryLoop(keep, n, file, o)
 		if err == nil {
-			l := Loop{Path: loopPath(n), Number: n}
-			h.keepLoop(l.Path, dev)
-			return l, nil
+			return Loop{Path: loopPath(n), Number: n}, nil
 		}
-		dev.Close()
 		if err != unix.EBUSY && err != unix.ENXIO { // somebody was faster, or it is going
 			return Loop{}, fmt.Errorf("configure %s: %w", loopPath(n), err)
 		}
 		time.Sleep(time.Millisecond)
 	}
 	return Loop{}, fmt.Errorf("no loop device free after %d tries", loopTries)
+}
+
+// tryLoop puts loop device n on the file and has it kept open.
+func tryLoop(keep *keeper, n int, file *os.File, o LoopOptions) error {
+	dev, err := openLoop(n)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	if err := configureLoop(dev, file, o); err != nil {
+		return err
+	}
+	if err := keep.keep(loopPath(n)); err != nil {
+		return errors.Join(err, unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_CLR_FD, 0))
+	}
+	return nil
 }
 
 func configureLoop(dev, file *os.File, o LoopOptions) error {
@@ -130,13 +150,10 @@ func (h *localHost) LoopBacking(device string) (Backing, error) {
 	if b.Major, b.Minor, err = sysfsDevice(n); err != nil {
 		return Backing{}, err
 	}
-	f, err := openCloexec(device, unix.O_RDONLY|unix.O_NONBLOCK)
-	if err != nil {
-		return Backing{}, err
-	}
-	defer f.Close()
-	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	info, err := apartValue(func() (*unix.LoopInfo64, error) { return loopStatus(device) })
 	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return Backing{}, err
 	case err == unix.ENXIO:
 		return Backing{}, fmt.Errorf("%s: %w", device, ErrNotAttached)
 	case err != nil:
@@ -146,6 +163,16 @@ func (h *localHost) LoopBacking(device string) (Backing, error) {
 	b.Device, b.Inode = info.Device, info.Inode
 	b.ReadOnly = info.Flags&unix.LO_FLAGS_READ_ONLY != 0
 	return b, nil
+}
+
+// loopStatus asks the driver, which asks the server of the backing file.
+func loopStatus(device string) (*unix.LoopInfo64, error) {
+	f, err := openCloexec(device, unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return unix.IoctlLoopGetStatus64(int(f.Fd()))
 }
 
 // backingFile is the path of the file behind loop device n.
@@ -158,38 +185,45 @@ func backingFile(n int) (string, error) {
 }
 
 func (h *localHost) GrowLoop(device string) error {
-	f, err := openCloexec(device, unix.O_RDWR|unix.O_NONBLOCK)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
-		return fmt.Errorf("grow %s: %w", device, err)
-	}
-	return nil
+	return apart(func() error {
+		f, err := openCloexec(device, unix.O_RDWR|unix.O_NONBLOCK)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+			return fmt.Errorf("grow %s: %w", device, err)
+		}
+		return nil
+	})
 }
 
 func (h *localHost) DetachLoop(ctx context.Context, device string, lazy bool) error {
+	keep, err := loopKeeper()
+	if err != nil {
+		return err
+	}
+	return apart(func() error { return detachLoop(ctx, keep, device, lazy) })
+}
+
+// detachLoop runs apart: the last close waits for the device, and this has it.
+func detachLoop(ctx context.Context, keep *keeper, device string, lazy bool) error {
 	n, err := loopNumber(device)
 	if err != nil {
 		return err
 	}
 	file, err := backingFile(n)
 	if err != nil {
-		if f := h.takeLoop(device); f != nil {
-			f.Close()
-		}
+		keep.drop(device)
 		return err
 	}
-	f := h.takeLoop(device)
-	if f == nil {
-		if f, err = openCloexec(device, unix.O_RDWR|unix.O_NONBLOCK); err != nil {
-			return err
-		}
+	f, err := openCloexec(device, unix.O_RDWR|unix.O_NONBLOCK)
+	if err != nil {
+		return err
 	}
+	keep.drop(device)
 	if err := clearLoop(ctx, f, device, lazy); err != nil {
-		h.keepLoop(device, f)
-		return err
+		return errors.Join(err, keep.keep(device), f.Close())
 	}
 	if err := f.Close(); err != nil { // the last close clears the device
 		return fmt.Errorf("close %s: %w", device, err)
@@ -294,6 +328,10 @@ func openers(device string) []string {
 }
 
 func (h *localHost) DeviceSize(device string) (int64, error) {
+	return apartValue(func() (int64, error) { return deviceSize(device) })
+}
+
+func deviceSize(device string) (int64, error) {
 	f, err := openCloexec(device, unix.O_RDONLY|unix.O_NONBLOCK)
 	if err != nil {
 		return 0, err
@@ -308,6 +346,10 @@ func (h *localHost) DeviceSize(device string) (int64, error) {
 }
 
 func (h *localHost) FlushDevice(device string) error {
+	return apart(func() error { return flushDevice(device) })
+}
+
+func flushDevice(device string) error {
 	f, err := openCloexec(device, unix.O_RDONLY|unix.O_NONBLOCK)
 	if err != nil {
 		return err

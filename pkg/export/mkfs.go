@@ -30,7 +30,7 @@ func (h *localHost) Mkfs(ctx context.Context, device, fsType string, options []s
 		args = []string{"-q", "-F", "-b", "4096", "-m", "0", "-E", "nodiscard,lazy_itable_init=1"}
 	case "xfs":
 		args = []string{"-q", "-f", "-K"}
-		sector, err := sectorBytes(device)
+		sector, err := apartValue(func() (int, error) { return sectorBytes(device) })
 		if err != nil {
 			return err
 		}
@@ -109,7 +109,12 @@ func (h *localHost) GrowUnmounted(ctx context.Context, device, fsType string) er
 	if err != nil {
 		return err
 	}
-	have, block, err := ext4Size(device)
+	var have, block int64
+	err = apart(func() error {
+		var err error
+		have, block, err = ext4Size(device)
+		return err
+	})
 	if err != nil || have+block > size {
 		return err
 	}
@@ -123,7 +128,7 @@ func (h *localHost) GrowUnmounted(ctx context.Context, device, fsType string) er
 // ext4Size reads size and block size of an ext4 filesystem from its superblock, in
 // bytes.
 func ext4Size(device string) (size, block int64, err error) {
-	f, err := os.Open(device)
+	f, err := openCloexec(device, unix.O_RDONLY|unix.O_NONBLOCK)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -158,12 +163,13 @@ func runOn(ctx context.Context, device string, limit time.Duration, name string,
 	if err != nil {
 		return -1, err
 	}
-	defer f.Close()
 	return runProgram(ctx, []*os.File{f}, limit, name, args...)
 }
 
 // runProgram runs a program to its end and returns its exit code, -1 if it has none.
-// It inherits the files. The error has the end of its output.
+// It inherits the files, which are closed here as soon as it has them: this process is
+// not to be the last that has a device of its own (keeper.go). The error has the end of
+// its output.
 func runProgram(ctx context.Context, files []*os.File, limit time.Duration, name string, args ...string) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -173,7 +179,13 @@ func runProgram(ctx context.Context, files []*os.File, limit time.Duration, name
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.ExtraFiles = files
 	cmd.WaitDelay = 5 * time.Second
-	err := cmd.Run()
+	err := cmd.Start()
+	for _, f := range files {
+		_ = f.Close() // nothing was written
+	}
+	if err == nil {
+		err = cmd.Wait()
+	}
 	if err == nil {
 		return 0, nil
 	}

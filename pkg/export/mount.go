@@ -33,10 +33,12 @@ func (h *localHost) BindMount(ctx context.Context, source, target string, flags 
 
 // Unmount is the system call itself: its errno says what is wrong, and none of the
 // filesystem types here needs a helper program.
-func (h *localHost) Unmount(target string) error { return unmount(target, 0) }
+func (h *localHost) Unmount(target string) error {
+	return apart(func() error { return unmount(target, 0) })
+}
 
 func (h *localHost) ForceUnmount(target string) error {
-	return unmount(target, unix.MNT_FORCE|unix.MNT_DETACH)
+	return apart(func() error { return unmount(target, unix.MNT_FORCE|unix.MNT_DETACH) })
 }
 
 func unmount(target string, flags int) error {
@@ -123,7 +125,25 @@ func (h *localHost) GrowFS(device, mountPoint string) error {
 	return nil
 }
 
+func (h *localHost) SyncFS(path string) error {
+	return apart(func() error {
+		f, err := openCloexec(path, unix.O_RDONLY)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := unix.Syncfs(int(f.Fd())); err != nil {
+			return fmt.Errorf("sync the filesystem on %s: %w", path, err)
+		}
+		return nil
+	})
+}
+
 func (h *localHost) Statfs(path string) (FSStats, error) {
+	return apartValue(func() (FSStats, error) { return statfs(path) })
+}
+
+func statfs(path string) (FSStats, error) {
 	var st unix.Statfs_t
 	for {
 		err := unix.Statfs(path, &st)

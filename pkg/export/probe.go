@@ -18,7 +18,7 @@ const probeBytes = maxRequest
 func (h *localHost) ProbeFS(ctx context.Context, device string) (string, error) {
 	found := make(chan string, 1)
 	err := within(ctx, func() error {
-		fsType, err := probeFS(device)
+		fsType, err := apartValue(func() (string, error) { return probeFS(device) })
 		found <- fsType
 		return err
 	})

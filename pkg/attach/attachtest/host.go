@@ -23,7 +23,6 @@ func NewHost(t *Trace) *Host { return &Host{exporttest.NewHost(), t} }
 func (h *Host) Options() attach.Options {
 	return attach.Options{
 		LoopDevices: func() ([]string, error) { return h.Attached(), nil },
-		SyncFS:      func(string) error { return nil },
 	}
 }
 

@@ -424,6 +424,9 @@ func (h *Host) GrowFS(device, mountPoint string) error {
 	return nil
 }
 
+// SyncFS implements export.Filesystems: there is nothing to write back.
+func (h *Host) SyncFS(path string) error { return h.begin("SyncFS", path) }
+
 // Statfs implements export.Filesystems: the whole device is free.
 func (h *Host) Statfs(path string) (export.FSStats, error) {
 	if err := h.begin("Statfs", path); err != nil {
