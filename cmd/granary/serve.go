@@ -240,7 +240,7 @@ func (d *daemon) startDriver(host export.Host) (err error) {
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	d.driver, err = driver.New(d.store, d.attachments, host, driver.Options{
-		NodeID: d.o.nodeID, Version: readVersion().Version, MaxVolumes: d.o.maxVolumes, Metrics: metrics, Logger: d.log,
+		NodeID: d.o.nodeID, Version: readVersion().Version, MaxVolumes: d.o.maxVolumes, Private: d.private(), Metrics: metrics, Logger: d.log,
 	})
 	if err != nil {
 		return err
@@ -260,6 +260,17 @@ func (d *daemon) startDriver(host export.Host) (err error) {
 		return nil
 	}
 	return d.register()
+}
+
+// private are the daemon's own paths, as the mount table has them.
+func (d *daemon) private() []string {
+	paths := []string{d.dataDir, d.socket}
+	for i, p := range paths {
+		if real, err := filepath.EvalSymlinks(filepath.Dir(p)); err == nil {
+			paths[i] = filepath.Join(real, filepath.Base(p))
+		}
+	}
+	return paths
 }
 
 // startHTTP serves health and metrics. The health check takes the way that kubelet's

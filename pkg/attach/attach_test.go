@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -23,10 +24,26 @@ type world struct {
 	*attach.Attachments
 }
 
-// testHost has a mount point that cannot be unmounted.
+// testHost has a mount point that cannot be unmounted, and does things in between.
 type testHost struct {
 	*attachtest.Host
-	unmountable string
+	unmountable               string
+	beforeAttach, afterDetach func() // nil: nothing
+}
+
+func (h *testHost) AttachLoop(file *os.File, o export.LoopOptions) (export.Loop, error) {
+	if h.beforeAttach != nil {
+		h.beforeAttach()
+	}
+	return h.Host.AttachLoop(file, o)
+}
+
+func (h *testHost) DetachLoop(ctx context.Context, device string, lazy bool) error {
+	err := h.Host.DetachLoop(ctx, device, lazy)
+	if h.afterDetach != nil {
+		h.afterDetach()
+	}
+	return err
 }
 
 func (h *testHost) Unmount(target string) error {
@@ -134,7 +151,7 @@ func TestAttachRawSetsUsedBeforeTheDevice(t *testing.T) { // I11
 	if _, err := w.AttachRaw(context.Background(), id); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"state used", "open", "record", "attach", "record device", "record device 1 uses"}
+	want := []string{"open", "state used", "record", "attach", "record device", "record device 1 uses"}
 	if got := w.trace.Steps(); !slices.Equal(got, want) {
 		t.Errorf("steps: %q, want %q", got, want)
 	}
@@ -483,5 +500,91 @@ func TestFailedAttachLeavesNothing(t *testing.T) {
 	w := newWorld(t)
 	if _, err := w.Attach(context.Background(), "v-"+fmt.Sprintf("%032d", 99), attach.ReadWrite); !errors.Is(err, blockstore.ErrNotFound) {
 		t.Errorf("attach of nothing: %v", err)
+	}
+}
+
+// A detach that ends between the loop device and the volume leaves no name behind that
+// may be another volume's by then.
+func TestDetachThatDoesNotEnd(t *testing.T) { // I11
+	w := newWorld(t)
+	ctx := context.Background()
+	a, b := w.volume("a"), w.volume("b")
+	device := w.mustAttach(a)
+	w.host.afterDetach = func() { w.engine.Fail("Flush", errors.New("the disk is slow")) }
+	if err := w.Detach(ctx, a); err == nil {
+		t.Fatal("detached although the last flush failed")
+	}
+	w.host.afterDetach = nil
+	if got, ok := w.Device(a); ok || w.List()[0].Device != "" {
+		t.Errorf("it is at %q still, and listed as %+v", got, w.List())
+	}
+	if _, err := w.Attach(ctx, a, attach.ReadWrite); err == nil {
+		t.Error("attached although the detach before has not ended")
+	}
+	w.engine.Fail("Flush", nil)
+	if other := w.mustAttach(b); other != device {
+		t.Fatalf("the number %s was not used again, but %s", device, other)
+	}
+	if again := w.mustAttach(a); again == device {
+		t.Errorf("a and b are both %s", device)
+	}
+	if err := errors.Join(w.Detach(ctx, a), w.Detach(ctx, b)); err != nil {
+		t.Error(err)
+	}
+}
+
+// What a start could not clear stays on record until it is cleared.
+func TestLeftoversAreNotForgotten(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	id := w.volume("a")
+	w.mustAttach(id)
+	w.kill()
+	w.host.Fail("LoopBacking", errors.New("sysfs is gone"))
+	if err := w.ClearDead(ctx); err == nil {
+		t.Fatal("cleared")
+	}
+	for name, op := range map[string]func() error{
+		"attach": func() error { _, err := w.Attach(ctx, id, attach.ReadWrite); return err },
+		"delete": func() error { return w.Delete(ctx, id) },
+	} {
+		if err := op(); err == nil || len(w.engine.Attachments()) == 0 {
+			t.Errorf("%s: %v, records %+v", name, err, w.engine.Attachments())
+		}
+	}
+	w.host.Fail("LoopBacking", nil)
+	w.mustAttach(id)
+	if got := w.host.Attached(); len(got) != 1 {
+		t.Errorf("attached: %q", got)
+	}
+}
+
+// A volume whose attach had begun before the shutdown is ended with the others.
+func TestShutdownTakesInWhatComesLate(t *testing.T) {
+	w := newWorld(t)
+	id := w.volume("a")
+	opening, goOn := make(chan struct{}), make(chan struct{})
+	w.host.beforeAttach = func() { close(opening); <-goOn }
+	attached := make(chan error, 1)
+	go func() {
+		_, err := w.Attach(context.Background(), id, attach.ReadWrite)
+		attached <- err
+	}()
+	<-opening
+	ended := make(chan error, 1)
+	go func() { ended <- w.Shutdown(context.Background()) }()
+	for { // until the shutdown has begun
+		l, err := w.Lock("other")
+		if err != nil {
+			break
+		}
+		l.Unlock()
+	}
+	close(goOn)
+	if err := errors.Join(<-attached, <-ended); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.host.Attached(); len(got) > 0 {
+		t.Errorf("left: %q", got)
 	}
 }

@@ -129,10 +129,16 @@ type attachment struct {
 // record is what the catalog is told.
 func (at *attachment) record(id string) blockstore.Attachment {
 	r := blockstore.Attachment{Volume: id, Uses: at.uses, ReadOnly: at.mode == ReadOnly, Scratch: at.mode == Scratch}
-	if at.device != nil {
-		r.Device = at.device.Path()
-	}
+	r.Device = at.path()
 	return r
+}
+
+// path is the block device; "" before it is there and when it is gone.
+func (at *attachment) path() string {
+	if at.device == nil || at.device.Gone() {
+		return ""
+	}
+	return at.device.Path()
 }
 
 // New makes an empty set. ClearDead has to run before the first Attach.
@@ -158,10 +164,10 @@ func New(store Store, host export.Host, o Options) *Attachments {
 // Device tells where a volume is attached. It takes no volume's lock.
 func (a *Attachments) Device(id string) (device string, ok bool) {
 	at := a.find(id)
-	if at == nil {
+	if at == nil || at.path() == "" {
 		return "", false
 	}
-	return at.device.Path(), true
+	return at.path(), true
 }
 
 // List tells what is attached, in the order of attaching.
@@ -187,6 +193,9 @@ func (a *Attachments) List() []blockstore.Attachment {
 func (a *Attachments) takePlace() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.mu.closed {
+		return fmt.Errorf("the daemon is stopping: %w", blockstore.ErrClosed)
+	}
 	if a.limit > 0 && a.mu.places >= a.limit {
 		return fmt.Errorf("%w: %d", ErrLimit, a.limit)
 	}

@@ -32,16 +32,19 @@ func (l *Locked) SetState(state blockstore.VolumeState, fsType string) error {
 // AttachRaw is Attach for a caller who may write anything there: the volume is used,
 // durably, before its device appears (I11).
 func (l *Locked) AttachRaw(ctx context.Context) (device string, err error) {
-	info, err := l.Info()
-	if err != nil {
-		return "", err
+	used := func() error {
+		info, err := l.Info()
+		if err == nil && info.State != blockstore.StateUsed {
+			err = l.SetState(blockstore.StateUsed, "")
+		}
+		return err
 	}
-	if info.State != blockstore.StateUsed {
-		if err := l.SetState(blockstore.StateUsed, ""); err != nil {
+	if _, attached := l.Device(); attached { // to be formatted, perhaps
+		if err := used(); err != nil {
 			return "", err
 		}
 	}
-	return l.Attach(ctx, ReadWrite)
+	return l.attachAs(ctx, ReadWrite, used)
 }
 
 // Attach makes the volume into a block device and names it. A volume that is attached
@@ -52,18 +55,32 @@ func (l *Locked) AttachRaw(ctx context.Context) (device string, err error) {
 // Killed after it and before the second, the record says that there may be a device,
 // which ClearDead then finds by the volume's name. Killed later, it names the device.
 func (l *Locked) Attach(ctx context.Context, mode Mode) (device string, err error) {
+	return l.attachAs(ctx, mode, nil)
+}
+
+// attachAs is Attach that runs ready when the volume is open and before its device
+// appears.
+func (l *Locked) attachAs(ctx context.Context, mode Mode, ready func() error) (device string, err error) {
 	a := l.a
-	if at := a.find(l.id); at != nil {
+	if at := a.find(l.id); at != nil && at.device.Gone() {
+		// A detach that did not end: its device may be another volume's by now.
+		if err := l.Detach(ctx); err != nil {
+			return "", err
+		}
+	} else if at != nil {
 		if at.mode != mode {
 			return "", fmt.Errorf("volume %s is attached %s at %s, it cannot be attached %s beside that: %w",
 				l.id, at.mode, at.device.Path(), mode, blockstore.ErrInUse)
 		}
 		return at.device.Path(), nil
 	}
+	if err := a.clearLeft(ctx, l.id); err != nil {
+		return "", err
+	}
 	if err := a.takePlace(); err != nil {
 		return "", fmt.Errorf("attach volume %s: %w", l.id, err)
 	}
-	at, err := l.attach(ctx, mode)
+	at, err := l.attach(ctx, mode, ready)
 	if err != nil {
 		a.leavePlace()
 		return "", fmt.Errorf("attach volume %s: %w", l.id, sentinel(err))
@@ -78,7 +95,7 @@ func (l *Locked) Attach(ctx context.Context, mode Mode) (device string, err erro
 }
 
 // attach does what Attach does to store and machine. After an error nothing is left.
-func (l *Locked) attach(ctx context.Context, mode Mode) (*attachment, error) {
+func (l *Locked) attach(ctx context.Context, mode Mode, ready func() error) (*attachment, error) {
 	a := l.a
 	open := a.store.OpenVolume
 	if mode != ReadWrite {
@@ -87,6 +104,11 @@ func (l *Locked) attach(ctx context.Context, mode Mode) (*attachment, error) {
 	volume, err := open(ctx, l.id)
 	if err != nil {
 		return nil, err
+	}
+	if ready != nil {
+		if err := ready(); err != nil {
+			return nil, errors.Join(err, volume.Close())
+		}
 	}
 	at := &attachment{volume: volume, mode: mode}
 	if err := a.store.PutAttachment(at.record(l.id)); err != nil {
@@ -166,9 +188,18 @@ func (l *Locked) SetSize(size int64) (blockstore.VolumeInfo, error) {
 }
 
 // Delete deletes the volume. ErrInUse says where it is attached and mounted.
-func (l *Locked) Delete(context.Context) error {
+func (l *Locked) Delete(ctx context.Context) error {
 	at := l.a.find(l.id)
+	if at != nil && at.device.Gone() {
+		if err := l.Detach(ctx); err != nil {
+			return err
+		}
+		at = nil
+	}
 	if at == nil {
+		if err := l.a.clearLeft(ctx, l.id); err != nil {
+			return err
+		}
 		return l.a.store.DeleteVolume(l.id)
 	}
 	where := "attached at " + at.device.Path()
@@ -185,7 +216,7 @@ func (l *Locked) Device() (device string, ok bool) { return l.a.Device(l.id) }
 // does not change it.
 func (l *Locked) Uses() []blockstore.Use {
 	if at := l.a.find(l.id); at != nil {
-		return at.uses
+		return l.a.usesOf(at)
 	}
 	return nil
 }
@@ -238,18 +269,28 @@ func (l *Locked) setUses(uses []blockstore.Use) error {
 	return nil
 }
 
+func (a *Attachments) usesOf(at *attachment) []blockstore.Use {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return at.uses
+}
+
 // mounted lists where a volume is mounted now, oldest first: as a filesystem, also by
 // somebody whom nobody told us about, or as a device node bound to one of the paths
 // on record.
 func (a *Attachments) mounted(at *attachment) ([]string, error) {
+	if at.device.Gone() {
+		return nil, nil
+	}
 	all, err := a.host.Mounts()
 	if err != nil {
 		return nil, err
 	}
+	uses := a.usesOf(at)
 	var targets []string
 	for _, m := range all {
 		used := func(u blockstore.Use) bool { return u.Path == m.Target }
-		if m.Device == at.device.Path() || slices.ContainsFunc(at.uses, used) {
+		if m.Device == at.device.Path() || slices.ContainsFunc(uses, used) {
 			targets = append(targets, m.Target)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/k8ns/granary/pkg/blockstore"
 	"github.com/k8ns/granary/pkg/export"
@@ -26,6 +27,19 @@ func (a *Attachments) ClearDead(ctx context.Context) error {
 			"device", record.Device, "uses", record.Uses)
 	}
 	return errors.Join(failed...)
+}
+
+// clearLeft clears what the start could not clear of a volume that is not attached: it is
+// on record still, and attaching or deleting the volume would lose that.
+func (a *Attachments) clearLeft(ctx context.Context, id string) error {
+	for _, record := range a.store.Attachments() {
+		if record.Volume == id {
+			if err := a.clearDead(ctx, record); err != nil {
+				return fmt.Errorf("what a killed daemon left of volume %s is still there: %w", id, err)
+			}
+		}
+	}
+	return nil
 }
 
 func (a *Attachments) clearDead(ctx context.Context, record blockstore.Attachment) error {
@@ -82,23 +96,50 @@ func (a *Attachments) Shutdown(ctx context.Context) error {
 	a.mu.Lock()
 	a.mu.closed = true
 	a.mu.Unlock()
-	list := a.List()
-	slices.Reverse(list)
-	for _, at := range list {
+	var failed []error
+	ended := make(map[string]bool)
+	for more := true; more; {
+		more = a.attaching() // one that has begun may still come
+		failed = append(failed, a.endAll(ctx, ended)...)
+		if more {
+			select {
+			case <-ctx.Done():
+				more = false
+			case <-time.After(attachPoll):
+			}
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// attachPoll is how often Shutdown looks whether an attach that had begun has ended.
+const attachPoll = 20 * time.Millisecond
+
+// attaching tells whether a volume is being attached.
+func (a *Attachments) attaching() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.mu.places > len(a.mu.attached)
+}
+
+// endAll ends what is attached and not among those that were ended already.
+func (a *Attachments) endAll(ctx context.Context, ended map[string]bool) (failed []error) {
+	for _, at := range slices.Backward(a.List()) {
+		if ended[at.Volume] {
+			continue
+		}
+		ended[at.Volume] = true
 		name := ""
 		if info, err := a.store.Volume(at.Volume); err == nil {
 			name = info.Name
 		}
 		a.log.Info("still attached: ending it", "volume", name, "volume_id", at.Volume, "device", at.Device)
-	}
-	var failed []error
-	for _, at := range list {
 		if err := a.end(ctx, at); err != nil {
 			a.log.Error("ending an attached volume", "volume_id", at.Volume, "device", at.Device, "err", err)
 			failed = append(failed, err)
 		}
 	}
-	return errors.Join(failed...)
+	return failed
 }
 
 // end ends one attachment. A call that still works on the volume when ctx ends loses

@@ -186,6 +186,9 @@ func (s *Store) resolveCut(ctx context.Context, id string) error {
 		if err != nil || done {
 			return err
 		}
+		if err := s.rootLost(id); err != nil {
+			return err
+		}
 		s.sched.kickFold()
 		select {
 		case <-wait:
@@ -193,6 +196,48 @@ func (s *Store) resolveCut(ctx context.Context, id string) error {
 			return fmt.Errorf("volume %s waits for its source to be folded: %w", id, ctx.Err())
 		}
 	}
+}
+
+// rootLost tells why the cut that a volume starts at never gets its root: the journal
+// that it stands in cannot be read back, or is gone.
+func (s *Store) rootLost(id string) error {
+	var rec volumeRecord
+	if _, err := get(s.cat, keyVolume+id, &rec); err != nil || rec.Cut == "" {
+		return err
+	}
+	if err := s.cutLost(rec.Cut); err != nil {
+		return fmt.Errorf("volume %s: %w", id, err)
+	}
+	return nil
+}
+
+// cutLost is rootLost for a cut.
+func (s *Store) cutLost(id string) error {
+	var cut cutRecord
+	if _, err := get(s.cat, keyCut+id, &cut); err != nil || !cut.Pending {
+		return ignoreNotFound(err)
+	}
+	v := s.loaded(cut.Volume)
+	if v == nil {
+		// Folded since the record was read, or there never was a journal.
+		if _, err := get(s.cat, keyCut+id, &cut); err != nil || !cut.Pending {
+			return ignoreNotFound(err)
+		}
+		return fmt.Errorf("the journal of volume %s, from which it would get its data, is gone: %w", cut.Volume, ErrCorrupt)
+	}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	if v.mu.unfoldable {
+		return fmt.Errorf("the journal of volume %s, from which it would get its data, cannot be read back: %w: %w", cut.Volume, ErrFailed, v.mu.failed)
+	}
+	return nil
+}
+
+func ignoreNotFound(err error) error {
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // resolve makes the operations that end a volume's dependence on its cut; done is

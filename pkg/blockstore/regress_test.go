@@ -553,3 +553,39 @@ func TestUnreadableSegmentHeader(t *testing.T) {
 		})
 	}
 }
+
+// A clone or snapshot of a volume whose journal cannot be read back waited for its root
+// for ever, and with it whoever held a lock meanwhile.
+func TestLostCutIsSaid(t *testing.T) {
+	fsys := vfs.NewMem()
+	s := openStore(t, fsys, tightOptions())
+	ctx := context.Background()
+	sick := newVolume(t, s, "sick", 4<<20)
+	image := make([]byte, sick.Size())
+	writeBlocks(t, sick, image, 0, 30, "write")
+	snap := must(s.CreateSnapshot(ctx, sick.ID(), "snap", nil))(t)
+	clone := must(s.CreateVolume(VolumeSpec{Name: "clone", FromSnapshot: snap.ID}))(t)
+	writeBlocks(t, sick, image, 40*BlockSize, 30, "write")
+	ok(t, sick.Flush())
+	fillPool(t, sick, image, 80*BlockSize)
+	segs := segmentsOf(t, fsys, sick.ID())
+	s.abandon()
+	fsys.Kill()
+	flip(fsys, segs[1], 4*wal.PageSize+100)
+	s = openStore(t, fsys, tightOptions())
+	for range 2 {
+		if _, err := s.OpenVolume(ctx, clone.ID); !errors.Is(err, ErrFailed) || !strings.Contains(err.Error(), sick.ID()) {
+			t.Errorf("open: %v; want ErrFailed that names %s", err, sick.ID())
+		}
+		if _, err := s.WaitSnapshot(ctx, snap.ID); !errors.Is(err, ErrFailed) {
+			t.Errorf("wait: %v", err)
+		}
+	}
+	ok(t, s.DeleteVolume(sick.ID()))
+	if _, err := s.OpenVolume(ctx, clone.ID); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("open after the source is deleted: %v", err)
+	}
+	ok(t, s.DeleteVolume(clone.ID))
+	ok(t, s.DeleteSnapshot(snap.ID))
+	s.abandon()
+}

@@ -218,6 +218,13 @@ func (s *Store) WaitSnapshot(ctx context.Context, id string) (SnapshotInfo, erro
 		if err != nil || info.Ready {
 			return info, err
 		}
+		var rec snapshotRecord
+		if _, err := get(s.cat, keySnapshot+info.ID, &rec); err != nil {
+			return info, err
+		}
+		if err := s.cutLost(rec.Cut); err != nil {
+			return info, fmt.Errorf("snapshot %s: %w", info.ID, err)
+		}
 		s.sched.kickFold()
 		select {
 		case <-wait:

@@ -54,6 +54,9 @@ func parseAccess(c *csi.VolumeCapability) (access, error) {
 		return access{}, fmt.Errorf("the volume capability is missing: %w", blockstore.ErrInvalid)
 	}
 	a := access{mode: c.GetAccessMode().GetMode()}
+	if a.mode == csi.VolumeCapability_AccessMode_UNKNOWN {
+		return a, fmt.Errorf("the access mode is missing: allowed are %s: %w", modeNames(), blockstore.ErrInvalid)
+	}
 	offered, ok := offeredModes[a.mode]
 	if !ok {
 		return a, fmt.Errorf("access mode %s: a volume is on one node: allowed are %s: %w: %w", a.mode, modeNames(), errMode, blockstore.ErrInvalid)
@@ -85,6 +88,13 @@ func (a *access) parseMount(m *csi.VolumeCapability_MountVolume) error {
 // checkFlags refuses mount options that endanger the machine or the data. Without a
 // filesystem type those of any will do: the one that decides comes with the stage.
 func (a access) checkFlags() error {
+	n := 0
+	for _, f := range a.flags {
+		n += len(f)
+	}
+	if n > maxMap {
+		return fmt.Errorf("mount flags of %d bytes: CSI allows %d: %w", n, maxMap, blockstore.ErrInvalid)
+	}
 	types := []string{a.fsType}
 	if a.fsType == "" {
 		types = fsTypes

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -62,7 +63,7 @@ func TestCreateVolumeSizes(t *testing.T) {
 		size            int64
 		code            codes.Code
 	}{
-		{0, 0, 1 << 30, codes.OK},
+		{0, 0, 0, codes.InvalidArgument},
 		{1, 0, mib, codes.OK},
 		{mib + 1, 0, 2 * mib, codes.OK},
 		{mib + 1, 2 * mib, 2 * mib, codes.OK},
@@ -145,9 +146,9 @@ func TestCreateVolumeRefusals(t *testing.T) {
 		c.AccessMode.Mode = m
 		return c
 	}
-	flagged := func(flag string) *csi.VolumeCapability {
+	flagged := func(flag string, times int) *csi.VolumeCapability {
 		c := mountCap("ext4")
-		c.GetMount().MountFlags = []string{flag}
+		c.GetMount().MountFlags = slices.Repeat([]string{flag}, times)
 		return c
 	}
 	for _, tt := range []struct {
@@ -156,6 +157,13 @@ func TestCreateVolumeRefusals(t *testing.T) {
 		code   codes.Code
 		parts  []string
 	}{
+		{"raw of a class for xfs", func(r *csi.CreateVolumeRequest) {
+			caps(blockCap())(r)
+			parameters("csi.storage.k8s.io/fstype", "xfs")(r)
+		}, codes.OK, nil},
+		{"long parameters", parameters("csi.storage.k8s.io/pvc/name", strings.Repeat("x", 4096)), codes.InvalidArgument, []string{"4096"}},
+		{"long flags", caps(flagged("noatime", 600)), codes.InvalidArgument, []string{"4096"}},
+		{"empty range", capacity(0, 0), codes.InvalidArgument, []string{"range"}},
 		{"no name", func(r *csi.CreateVolumeRequest) { r.Name = "" }, codes.InvalidArgument, []string{"name"}},
 		{"slash in the name", func(r *csi.CreateVolumeRequest) { r.Name = "a/b" }, codes.InvalidArgument, nil},
 		{"no capabilities", caps(), codes.InvalidArgument, []string{"capabilities"}},
@@ -163,7 +171,7 @@ func TestCreateVolumeRefusals(t *testing.T) {
 		{"many nodes", caps(mode(csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER)), codes.InvalidArgument, []string{"MULTI_NODE_MULTI_WRITER"}},
 		{"unknown mode", caps(mode(csi.VolumeCapability_AccessMode_UNKNOWN)), codes.InvalidArgument, nil},
 		{"many readers of no copy", caps(mode(csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY)), codes.InvalidArgument, []string{"MULTI_NODE_READER_ONLY", "snapshot"}},
-		{"mount flag", caps(flagged("bind")), codes.InvalidArgument, []string{"bind"}},
+		{"mount flag", caps(flagged("bind", 1)), codes.InvalidArgument, []string{"bind"}},
 		{"two filesystems", func(r *csi.CreateVolumeRequest) {
 			caps(mountCap("xfs"))(r)
 			parameters("csi.storage.k8s.io/fstype", "ext4")(r)
@@ -300,6 +308,8 @@ func TestLists(t *testing.T) {
 	}
 	_, err := w.ListVolumes(ctx, &csi.ListVolumesRequest{StartingToken: "nonsense"})
 	wantCode(t, "token", err, codes.Aborted)
+	_, err = w.ListSnapshots(ctx, &csi.ListSnapshotsRequest{StartingToken: w.engineID(ids[0])})
+	wantCode(t, "a volume's token for snapshots", err, codes.Aborted)
 	_, err = w.ListVolumes(ctx, &csi.ListVolumesRequest{MaxEntries: -1})
 	wantCode(t, "entries", err, codes.InvalidArgument)
 
@@ -390,6 +400,7 @@ func TestControllerExpandVolume(t *testing.T) {
 		{"again", id, 10<<20 + 1, 0, 11 << 20, codes.OK},
 		{"less", id, 1 << 20, 0, 11 << 20, codes.OK},
 		{"above its limit", id, 1 << 20, 8 << 20, 0, codes.OutOfRange},
+		{"nothing", id, 0, 0, 0, codes.InvalidArgument},
 		{"too large", id, blockstore.MaxVolumeSize + 1, 0, 0, codes.OutOfRange},
 		{"missing", noVolume(), 1 << 20, 0, 0, codes.NotFound},
 		{"no ID", "", 1 << 20, 0, 0, codes.InvalidArgument},

@@ -330,3 +330,28 @@ func TestOptions(t *testing.T) {
 		}
 	}
 }
+
+// Stop keeps its time although a call does not end.
+func TestStopDoesNotWaitForEver(t *testing.T) {
+	w := newWorld(t)
+	id := w.create("v").VolumeId
+	hangs, goOn := make(chan struct{}), make(chan struct{})
+	w.driver.host = &hangingMkfs{w.host, hangs, goOn}
+	go func() { _ = w.stage(id, w.paths(), mountCap("")) }()
+	<-hangs
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	w.driver.Stop(ctx)
+	close(goOn)
+}
+
+type hangingMkfs struct {
+	export.Host
+	hangs, goOn chan struct{}
+}
+
+func (h *hangingMkfs) Mkfs(ctx context.Context, device, fsType string, o []string) error {
+	close(h.hangs)
+	<-h.goOn
+	return h.Host.Mkfs(ctx, device, fsType, o)
+}

@@ -27,6 +27,7 @@ const nodePattern = `[A-Za-z0-9](?:[-_.A-Za-z0-9]*[A-Za-z0-9])?`
 
 var (
 	handlePattern = regexp.MustCompile(`^([0-9a-f]{16})\.([vs]-[0-9a-f]{32})\.(` + nodePattern + `)$`)
+	enginePattern = regexp.MustCompile(`^[vs]-[0-9a-f]{32}$`)
 	nodeIDPattern = regexp.MustCompile(`^` + nodePattern + `$`)
 )
 

@@ -109,6 +109,10 @@ func hideMaps(m protoreflect.Message) {
 				v.Map().Set(k, protoreflect.ValueOfString("***"))
 				return true
 			})
+		case f.Name() == "mount_flags": // the spec calls them sensitive
+			for i := range v.List().Len() {
+				v.List().Set(i, protoreflect.ValueOfString("***"))
+			}
 		case f.Message() != nil && f.IsList():
 			for i := range v.List().Len() {
 				hideMaps(v.List().Get(i).Message())

@@ -3,7 +3,6 @@ package driver
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/k8ns/granary/pkg/attach"
 	"github.com/k8ns/granary/pkg/export"
@@ -17,21 +16,7 @@ func (d *Driver) topmost(target string) (*export.Mount, error) {
 // mountsOf lists where a device is mounted as a filesystem, oldest first.
 func (d *Driver) mountsOf(device string) ([]export.Mount, error) {
 	mounts, err := d.host.Mounts()
-	return slices.DeleteFunc(mounts, func(m export.Mount) bool { return !isFilesystemOf(&m, device) }), err
-}
-
-// isFilesystemOf tells whether a mount is of the filesystem on the device.
-func isFilesystemOf(m *export.Mount, device string) bool {
-	return m.Device == device && !isNodeOf(m, device)
-}
-
-// isNodeOf tells whether a mount is a bind mount of the device's node: a file of that
-// name in the filesystem that is mounted on /dev, or below /dev in another.
-func isNodeOf(m *export.Mount, device string) bool {
-	if m.FSType == "devtmpfs" || m.FSType == "tmpfs" {
-		return "/dev"+m.Root == device
-	}
-	return m.Device != device && strings.HasSuffix(m.Root, device)
+	return slices.DeleteFunc(mounts, func(m export.Mount) bool { return !m.IsFilesystemOf(device) }), err
 }
 
 // unmount undoes what of this volume is mounted on target and takes it off the record;
@@ -46,7 +31,7 @@ func (d *Driver) unmount(volume *attach.Locked, target string) error {
 		if m == nil {
 			break
 		}
-		if !attached || !isFilesystemOf(m, device) && !isNodeOf(m, device) {
+		if !attached || !m.IsFilesystemOf(device) && !m.IsNodeOf(device) {
 			return fmt.Errorf("on %s something else is mounted (%s), not this volume: %w", target, m.Device, errState)
 		}
 		if err := d.host.Unmount(target); err != nil {

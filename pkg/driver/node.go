@@ -35,10 +35,14 @@ func (d *Driver) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRe
 	if err := a.suits(info.Source); err != nil {
 		return nil, exceeds(err)
 	}
+	target, err := d.place("staging target path", req.GetStagingTargetPath())
+	if err != nil {
+		return nil, err
+	}
 	s := stage{
 		d: d, volume: volume, info: info, access: a,
 		readOnly: a.readOnly || req.GetPublishContext()[contextReadOnly] == "true",
-		target:   resolve(req.GetStagingTargetPath()),
+		target:   target,
 	}
 	return &csi.NodeStageVolumeResponse{}, s.run(ctx)
 }
@@ -102,7 +106,7 @@ func (d *Driver) checkUnpublished(volume *attach.Locked) error {
 		if err != nil {
 			return err
 		}
-		if m != nil && (isFilesystemOf(m, device) || isNodeOf(m, device)) {
+		if m != nil && (m.IsFilesystemOf(device) || m.IsNodeOf(device)) {
 			return fmt.Errorf("the volume is still published on %s: NodeUnpublishVolume comes first: %w", use.Path, blockstore.ErrInUse)
 		}
 	}

@@ -12,14 +12,16 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 
+	"github.com/k8ns/granary/pkg/attach"
 	"github.com/k8ns/granary/pkg/blockstore"
+	"github.com/k8ns/granary/pkg/export"
 )
 
 func TestMkfsProtocol(t *testing.T) { // I11
 	w := newWorld(t)
 	id, p := w.create("v").VolumeId, w.paths()
 	w.must(w.stage(id, p, mountCap("")))
-	w.wantSteps("first stage", "state formatting ext4", "open", "record", "attach", "record device",
+	w.wantSteps("first stage", "open", "record", "attach", "record device", "state formatting ext4",
 		"mkfs ext4", "flush", "state used ext4", "record device 1 uses", "mount ext4")
 	w.must(w.stage(id, p, mountCap("")))
 	w.wantSteps("repeated stage")
@@ -37,7 +39,7 @@ func TestStageOfACopy(t *testing.T) {
 	source := w.create("v", parameters("csi.storage.k8s.io/fstype", "xfs"), capacity(300<<20, 0)).VolumeId
 	p := w.paths()
 	w.must(w.stage(source, p, mountCap("")))
-	w.wantSteps("source", "state formatting xfs", "open", "record", "attach", "record device",
+	w.wantSteps("source", "open", "record", "attach", "record device", "state formatting xfs",
 		"mkfs xfs", "flush", "state used xfs", "record device 1 uses", "mount xfs nouuid")
 	snap := w.snapshot(source, "snap")
 	for name, from := range map[string]func(*csi.CreateVolumeRequest){"restore": fromSnapshot(snap), "clone": fromVolume(source)} {
@@ -96,7 +98,7 @@ func TestMkfsThatFails(t *testing.T) {
 	w.host.Host.Fail("Mkfs", nil)
 	w.trace.Steps()
 	w.must(w.stage(id, p, mountCap("")))
-	w.wantSteps("again", "state formatting ext4", "open", "record", "attach", "record device",
+	w.wantSteps("again", "open", "record", "attach", "record device", "state formatting ext4",
 		"mkfs ext4", "flush", "state used ext4", "record device 1 uses", "mount ext4")
 }
 
@@ -292,6 +294,76 @@ func TestStageAndPublishUndo(t *testing.T) {
 	w.delete(id)
 }
 
+// A stage that is refused for the node's sake leaves the volume free to become anything.
+func TestRefusedStageChangesNothing(t *testing.T) { // I11
+	w := newWorld(t)
+	o := w.host.Options()
+	o.Limit = 1
+	w.attached = attach.New(w.engine, w.host, o)
+	w.driver.attached = w.attached
+	first := w.create("first").VolumeId
+	w.must(w.stage(first, w.paths(), mountCap("")))
+	id, p := w.create("v", capacity(300<<20, 0)).VolumeId, w.paths()
+	for name, c := range map[string]*csi.VolumeCapability{"raw": blockCap(), "xfs": mountCap("xfs")} {
+		wantCode(t, name, w.stage(id, p, c), codes.ResourceExhausted)
+		if info, _ := w.engine.Volume("v"); info.State != blockstore.StateEmpty || info.FSType != "" {
+			t.Errorf("%s: the volume is %s, %q", name, info.State, info.FSType)
+		}
+	}
+	// Nor does one whose mkfs failed decide the type.
+	o.Limit = 2
+	w.attached = attach.New(w.engine, w.host, o)
+	w.driver.attached = w.attached
+	w.host.Host.Fail("Mkfs", errors.New("no"))
+	wantCode(t, "mkfs", w.stage(id, p, mountCap("xfs")), codes.Internal)
+	w.host.Host.Fail("Mkfs", nil)
+	w.must(w.stage(id, p, mountCap("ext4")))
+}
+
+// A publish of which the first of two mounts succeeded is undone.
+func TestHalfABindMount(t *testing.T) {
+	w := newWorld(t)
+	id, p := w.create("v").VolumeId, w.paths()
+	w.must(w.stage(id, p, mountCap("")))
+	half := &halfBind{Host: w.host}
+	w.driver.host = half
+	wantCode(t, "publish", w.publishReadOnly(id, p, mountCap("")), codes.Internal)
+	if m, err := w.driver.topmost(p.target); m != nil || err != nil {
+		t.Errorf("left: %+v, %v", m, err)
+	}
+	w.driver.host = w.host
+	w.must(w.publishReadOnly(id, p, mountCap("")))
+}
+
+// halfBind makes a bind mount and then says that it failed.
+type halfBind struct{ export.Host }
+
+func (h *halfBind) BindMount(ctx context.Context, source, target string, _ []string) error {
+	return errors.Join(h.Host.BindMount(ctx, source, target, nil), errors.New("remount failed"))
+}
+
+// The daemon's own files are nobody's target.
+func TestPrivatePaths(t *testing.T) {
+	w := newWorld(t)
+	id, p := w.create("v").VolumeId, w.paths()
+	own := w.t.TempDir()
+	w.must(os.WriteFile(filepath.Join(own, "lock"), nil, 0o600))
+	w.driver.o.Private = []string{own}
+	w.must(w.stage(id, p, mountCap("")))
+	for _, path := range []string{own, filepath.Join(own, "lock"), filepath.Join(own, "new"), filepath.Dir(own)} {
+		wantCode(t, "publish "+path, w.publish(id, paths{p.staging, path}, mountCap("")), codes.InvalidArgument, own)
+		wantCode(t, "unpublish "+path, w.unpublish(id, paths{target: path}), codes.InvalidArgument)
+		wantCode(t, "stage "+path, w.stage(id, paths{staging: path}, mountCap("")), codes.InvalidArgument)
+		wantCode(t, "unstage "+path, w.unstage(id, paths{staging: path}), codes.InvalidArgument)
+	}
+	if _, err := os.Stat(filepath.Join(own, "lock")); err != nil {
+		t.Error(err)
+	}
+	full := filepath.Join(filepath.Dir(p.target), "full")
+	w.must(os.MkdirAll(filepath.Join(full, "precious"), 0o700))
+	wantCode(t, "publish over files", w.publish(id, paths{p.staging, full}, mountCap("")), codes.FailedPrecondition, "precious")
+}
+
 // Targets are made and removed by the driver, and nothing else is.
 func TestTargetsThatAreNot(t *testing.T) {
 	w := newWorld(t)
@@ -391,7 +463,7 @@ func TestBlockVolumes(t *testing.T) {
 	w := newWorld(t)
 	id, p := w.create("v").VolumeId, w.paths()
 	w.must(w.stage(id, p, blockCap()))
-	w.wantSteps("stage", "state used", "open", "record", "attach", "record device", "record device 1 uses")
+	w.wantSteps("stage", "open", "state used", "record", "attach", "record device", "record device 1 uses")
 	w.must(w.stage(id, p, blockCap()))
 	w.wantSteps("repeated stage")
 	for range 2 {
@@ -445,9 +517,11 @@ func TestNodeExpandVolume(t *testing.T) {
 	ctx := context.Background()
 	id, p := w.create("v").VolumeId, w.paths()
 	expand := func(id, path string, required int64) (int64, error) {
-		resp, err := w.NodeExpandVolume(ctx, &csi.NodeExpandVolumeRequest{
-			VolumeId: id, VolumePath: path, CapacityRange: &csi.CapacityRange{RequiredBytes: required},
-		})
+		req := &csi.NodeExpandVolumeRequest{VolumeId: id, VolumePath: path}
+		if required > 0 {
+			req.CapacityRange = &csi.CapacityRange{RequiredBytes: required}
+		}
+		resp, err := w.NodeExpandVolume(ctx, req)
 		return resp.GetCapacityBytes(), err
 	}
 	_, err := expand(id, p.target, 16<<20)

@@ -39,8 +39,26 @@ type volumeParameters struct {
 	labels      map[string]string
 }
 
+// maxMap is the longest map that CSI allows, and the longest list of mount flags, in
+// bytes of all keys and values.
+const maxMap = 4 << 10
+
+func checkMap(params map[string]string) error {
+	n := 0
+	for key, value := range params {
+		n += len(key) + len(value)
+	}
+	if n > maxMap {
+		return fmt.Errorf("parameters of %d bytes: CSI allows %d: %w", n, maxMap, blockstore.ErrInvalid)
+	}
+	return nil
+}
+
 func parseVolumeParameters(params map[string]string) (volumeParameters, error) {
 	p := volumeParameters{labels: make(map[string]string)}
+	if err := checkMap(params); err != nil {
+		return p, err
+	}
 	for _, key := range slices.Sorted(maps.Keys(params)) { // of two mistakes it is always the same that is told
 		var err error
 		value := params[key]
@@ -72,6 +90,9 @@ func parseVolumeParameters(params map[string]string) (volumeParameters, error) {
 // parseSnapshotParameters takes the parameters of a snapshot class: there are none but
 // those of the sidecars, which become labels.
 func parseSnapshotParameters(params map[string]string) (labels map[string]string, err error) {
+	if err := checkMap(params); err != nil {
+		return nil, err
+	}
 	labels = make(map[string]string)
 	for _, key := range slices.Sorted(maps.Keys(params)) {
 		if !sidecarKey.MatchString(key) {

@@ -33,11 +33,15 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 	if err := a.suits(info.Source); err != nil {
 		return nil, exceeds(err)
 	}
+	target, err := d.place("target path", req.GetTargetPath())
+	if err != nil {
+		return nil, err
+	}
 	p := publish{
 		d: d, volume: volume, info: info, access: a,
 		readOnly: a.readOnly || req.GetReadonly(),
 		staging:  resolve(req.GetStagingTargetPath()),
-		target:   resolve(req.GetTargetPath()),
+		target:   target,
 	}
 	return &csi.NodePublishVolumeResponse{}, p.run(ctx)
 }
@@ -78,7 +82,8 @@ func (p *publish) run(ctx context.Context) error {
 		return err
 	}
 	if err := p.d.host.BindMount(ctx, source, p.target, flags); err != nil {
-		return errors.Join(err, p.volume.RemoveUse(p.target), removeTarget(p.target))
+		// A bind mount that is to be read-only is two mounts: the first may be there.
+		return errors.Join(err, p.d.unmount(p.volume, p.target), removeTarget(p.target))
 	}
 	return nil
 }
@@ -106,7 +111,7 @@ func (p *publish) source() (path string, readOnly bool, err error) {
 	if err != nil {
 		return "", false, err
 	}
-	if m == nil || !isFilesystemOf(m, p.device) {
+	if m == nil || !m.IsFilesystemOf(p.device) {
 		return "", false, fmt.Errorf("nothing is mounted on %s: NodeStageVolume comes first: %w", p.staging, errState)
 	}
 	return p.staging, p.readOnly || stagedReadOnly || slices.Contains(m.Options, "ro"), nil
@@ -125,7 +130,7 @@ func (p *publish) done(use blockstore.Use) (bool, error) {
 		return false, err
 	}
 	have := useAt(p.volume.Uses(), p.target)
-	ours := m != nil && (p.access.block && isNodeOf(m, p.device) || !p.access.block && isFilesystemOf(m, p.device))
+	ours := m != nil && (p.access.block && m.IsNodeOf(p.device) || !p.access.block && m.IsFilesystemOf(p.device))
 	switch {
 	case m != nil && (!ours || have == nil):
 		return false, fmt.Errorf("on %s something else is mounted (%s): %w", p.target, m.Device, blockstore.ErrExists)
@@ -172,5 +177,9 @@ func (d *Driver) leave(ctx context.Context, handle, what, path string) (*attach.
 		return nil, "", err
 	}
 	volume, _, err := d.locked(ctx, handle)
-	return volume, resolve(path), err
+	if err != nil {
+		return nil, "", err
+	}
+	path, err = d.place(what, path)
+	return volume, path, err
 }

@@ -39,9 +39,12 @@ type Options struct {
 	// MaxVolumes is how many volumes the node takes at a time, the limit that the
 	// attachments keep; 0 tells the CO nothing.
 	MaxVolumes int
-	Metrics    prometheus.Registerer // default: nobody sees them
-	Now        func() time.Time      // default time.Now
-	Logger     *slog.Logger
+	// Private are files and directories of the daemon itself, with their full paths:
+	// nothing is mounted there, in them or above them, and nothing removed.
+	Private []string
+	Metrics prometheus.Registerer // default: nobody sees them
+	Now     func() time.Time      // default time.Now
+	Logger  *slog.Logger
 }
 
 func (o Options) withDefaults() Options {
@@ -115,7 +118,8 @@ func (d *Driver) Serve(ln net.Listener) error {
 	return nil
 }
 
-// Stop takes no more calls and waits for those that run, until ctx ends.
+// Stop takes no more calls and waits for those that run, until ctx ends. What runs on
+// then is told so by its context, and has the locks of its volumes.
 func (d *Driver) Stop(ctx context.Context) {
 	done := make(chan struct{})
 	go func() {
@@ -126,6 +130,5 @@ func (d *Driver) Stop(ctx context.Context) {
 	case <-done:
 	case <-ctx.Done():
 		d.grpc.Stop()
-		<-done
 	}
 }

@@ -20,6 +20,8 @@ type sizeRange struct{ required, limit int64 }
 func parseRange(r *csi.CapacityRange) (sizeRange, error) {
 	s := sizeRange{r.GetRequiredBytes(), r.GetLimitBytes()}
 	switch {
+	case r != nil && s.required == 0 && s.limit == 0:
+		return s, fmt.Errorf("the capacity range is empty: required bytes, a limit or both are wanted: %w", blockstore.ErrInvalid)
 	case s.required < 0 || s.limit < 0:
 		return s, fmt.Errorf("a negative size: %w", blockstore.ErrInvalid)
 	case s.limit > 0 && s.limit < s.required:

@@ -104,14 +104,14 @@ func (d *Driver) GetSnapshot(_ context.Context, req *csi.GetSnapshotRequest) (*c
 	return &csi.GetSnapshotResponse{Snapshot: d.renderSnapshot(info)}, nil
 }
 
-// ListSnapshots implements csi.ControllerServer. Snapshots go by name; IDs that name
-// nothing here give an empty list.
+// ListSnapshots implements csi.ControllerServer. IDs that name nothing here give
+// an empty list.
 func (d *Driver) ListSnapshots(_ context.Context, req *csi.ListSnapshotsRequest) (*csi.ListSnapshotsResponse, error) {
 	infos, err := d.findSnapshots(req.GetSnapshotId(), req.GetSourceVolumeId())
 	if err != nil {
 		return nil, err
 	}
-	page, next, err := paginate(infos, func(s blockstore.SnapshotInfo) string { return s.Name }, req.GetStartingToken(), req.GetMaxEntries())
+	page, next, err := paginate(infos, 's', func(s blockstore.SnapshotInfo) string { return s.ID }, req.GetStartingToken(), req.GetMaxEntries())
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,7 @@ import (
 // For a filesystem it follows the protocol that keeps mkfs from running over data
 // (I11); each state is durable before the next step begins:
 //
-//	empty ------> SetState(formatting) -> attach -> mkfs -> flush the device
+//	empty ------> attach -> SetState(formatting) -> mkfs -> flush the device
 //	formatting -> (a crash came between) the same again
 //	              SetState(used) -> mount
 //	used -------> attach -> look what is there -> fsck -> mount -> grow
@@ -40,13 +40,12 @@ type stage struct {
 // run stages the volume. After an error it is as before the call: a CO that gives up
 // may never unstage, and a volume that stays attached could not be deleted.
 func (s *stage) run(ctx context.Context) error {
-	_, attached := s.volume.Device()
 	run := s.mount
 	if s.access.block {
 		run = s.block
 	}
 	err := run(ctx)
-	if err == nil || attached {
+	if err == nil || len(s.volume.Uses()) > 0 {
 		return err
 	}
 	return errors.Join(err, s.volume.Detach(context.WithoutCancel(ctx)))
@@ -90,11 +89,19 @@ func (s *stage) mount(ctx context.Context) error {
 	if err := makeTarget(use.Path, false); err != nil {
 		return err
 	}
-	// A caller that gives up must not kill mkfs or fsck halfway, only to have the
-	// next call begin anew: they have time limits of their own. Repeated calls are
-	// ABORTED meanwhile.
+	device, err := s.attach(ctx)
+	if err != nil {
+		return err
+	}
+	// From here on a caller that gives up must not kill mkfs or fsck halfway, only to
+	// have the next call begin anew: they have time limits of their own. Repeated calls
+	// are ABORTED meanwhile.
 	ctx = context.WithoutCancel(ctx)
-	device, err := s.device(ctx, fsType)
+	if s.info.State == blockstore.StateUsed {
+		err = s.prepare(ctx, device, fsType)
+	} else {
+		err = s.format(ctx, device, fsType)
+	}
 	if err != nil {
 		return err
 	}
@@ -127,6 +134,9 @@ func (s *stage) mountAt(ctx context.Context, device string, use blockstore.Use, 
 // fsType decides between what is asked for and what is there.
 func (s *stage) fsType() (string, error) {
 	asked, there := s.access.fsType, s.info.FSType
+	if s.info.State != blockstore.StateUsed {
+		there = "" // what mkfs was to make, perhaps
+	}
 	switch {
 	case asked != "" && there != "" && asked != there:
 		return "", fmt.Errorf("volume %s has an %s filesystem, the request wants %s: %w", s.info.ID, there, asked, errState)
@@ -148,7 +158,7 @@ func (s *stage) done(use blockstore.Use) (bool, error) {
 		return false, err
 	}
 	device, attached := s.volume.Device()
-	if m != nil && (!attached || !isFilesystemOf(m, device)) {
+	if m != nil && (!attached || !m.IsFilesystemOf(device)) {
 		return false, fmt.Errorf("on %s something else is mounted (%s): %w", s.target, m.Device, blockstore.ErrExists)
 	}
 	have := useAt(s.volume.Uses(), s.target)
@@ -190,37 +200,26 @@ func (s *stage) compatible(use blockstore.Use) error {
 	return nil
 }
 
-// device attaches the volume with a filesystem that is ready to be mounted.
-func (s *stage) device(ctx context.Context, fsType string) (device string, err error) {
-	switch {
-	case s.info.State != blockstore.StateUsed:
-		return s.format(ctx, fsType)
-	case s.readOnly:
-		device, err = s.volume.Attach(ctx, attach.Scratch)
-	default:
-		device, err = s.volume.Attach(ctx, attach.ReadWrite)
+// attach makes the volume a block device.
+func (s *stage) attach(ctx context.Context) (device string, err error) {
+	if s.readOnly {
+		return s.volume.Attach(ctx, attach.Scratch)
 	}
-	if err != nil {
-		return "", err
-	}
-	return device, s.prepare(ctx, device, fsType)
+	return s.volume.Attach(ctx, attach.ReadWrite)
 }
 
 // format makes the filesystem of a volume that never held anything.
-func (s *stage) format(ctx context.Context, fsType string) (device string, err error) {
+func (s *stage) format(ctx context.Context, device, fsType string) error {
 	if err := s.volume.SetState(blockstore.StateFormatting, fsType); err != nil {
-		return "", err
-	}
-	if device, err = s.volume.Attach(ctx, attach.ReadWrite); err != nil {
-		return "", err
+		return err
 	}
 	if err := s.d.host.Mkfs(ctx, device, fsType, nil); err != nil {
-		return "", err
+		return err
 	}
 	if err := s.d.host.FlushDevice(device); err != nil {
-		return "", err
+		return err
 	}
-	return device, s.volume.SetState(blockstore.StateUsed, fsType)
+	return s.volume.SetState(blockstore.StateUsed, fsType)
 }
 
 // prepare makes a filesystem that is there ready to be mounted. Nothing is written
@@ -270,5 +269,5 @@ func mountFlags(fsType string, flags []string, readOnly bool) []string {
 	if readOnly && !slices.Contains(flags, "ro") {
 		all = append(all, "ro")
 	}
-	return append(all, flags...)
+	return append(all, slices.DeleteFunc(slices.Clone(flags), func(f string) bool { return readOnly && f == "rw" })...)
 }

@@ -40,9 +40,9 @@ func (d *Driver) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolumeSta
 		return blockStats(info), nil
 	case m == nil:
 		return nil, fmt.Errorf("volume %s is not mounted on %s: %w", id, path, blockstore.ErrNotFound)
-	case isFilesystemOf(m, device):
+	case m.IsFilesystemOf(device):
 		return d.filesystemStats(path)
-	case isNodeOf(m, device):
+	case m.IsNodeOf(device):
 		return blockStats(info), nil
 	}
 	return nil, fmt.Errorf("on %s something else is mounted (%s): %w", path, m.Device, blockstore.ErrNotFound)

@@ -3,6 +3,7 @@ package driver
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -107,12 +108,31 @@ func resolve(path string) string {
 	return path
 }
 
+// place is the path of a stage or a target as the mount table has it, see resolve.
+// ErrInvalid for one that would hide or hit the daemon's own files.
+func (d *Driver) place(what, path string) (string, error) {
+	path = resolve(path)
+	for _, private := range d.o.Private {
+		if isWithin(path, private) || isWithin(private, path) {
+			return "", fmt.Errorf("the %s %q: the daemon's own %s is there: %w", what, path, private, blockstore.ErrInvalid)
+		}
+	}
+	return path, nil
+}
+
+// isWithin tells whether a path is dir or in it; both are clean.
+func isWithin(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
+
 // makeTarget makes what is mounted on: a directory, or a file for a device node. The
 // directory above is the CO's to make, so that nothing is left of it afterwards.
 func makeTarget(target string, file bool) error {
 	info, err := os.Lstat(target)
 	switch {
-	case err == nil && info.IsDir() == !file && (info.IsDir() || info.Mode().IsRegular()):
+	case err == nil && info.IsDir() && !file:
+		return checkEmpty(target)
+	case err == nil && info.Mode().IsRegular() && file:
 		return nil
 	case err == nil:
 		return fmt.Errorf("%s is there and is %s, not %s: %w", target, kindOf(info.Mode()), wantedKind(file), errState)
@@ -157,6 +177,23 @@ func kindOf(mode os.FileMode) string {
 	return "a special file"
 }
 
+// checkEmpty refuses a directory that is not empty: a mount would hide what is in it.
+func checkEmpty(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("look into the target: %w", err)
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(1)
+	if len(names) > 0 {
+		return fmt.Errorf("%s is a directory with something in it (%s), not a volume's: %w", dir, names[0], errState)
+	}
+	if err != io.EOF {
+		return fmt.Errorf("look into the target: %w", err)
+	}
+	return nil
+}
+
 // removeTarget removes what makeTarget makes: an empty directory or an empty file.
 // Whatever else is there is not ours: errState. nil if nothing is there.
 func removeTarget(target string) error {
@@ -170,9 +207,8 @@ func removeTarget(target string) error {
 		return fmt.Errorf("%s is %s with something in it, no target of a volume: %w", target, kindOf(info.Mode()), errState)
 	}
 	if info.IsDir() {
-		names, err := os.ReadDir(target)
-		if err == nil && len(names) > 0 {
-			return fmt.Errorf("%s is a directory with something in it, no target of a volume: %w", target, errState)
+		if err := checkEmpty(target); err != nil {
+			return err
 		}
 	}
 	if err := os.Remove(target); err != nil && !os.IsNotExist(err) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -69,6 +70,9 @@ func (d *Driver) parseCreateVolume(req *csi.CreateVolumeRequest) (c creation, er
 	}
 	if err := cmp.Or(invalid, err); err != nil {
 		return c, err
+	}
+	if !slices.ContainsFunc(accesses, func(a access) bool { return !a.block }) {
+		c.fsType = "" // of a class that serves raw volumes too
 	}
 	if c.fsType != "" {
 		c.spec.Labels[paramFSType] = c.fsType
@@ -330,10 +334,10 @@ func confirm(info blockstore.VolumeInfo, req *csi.ValidateVolumeCapabilitiesRequ
 	return checkHolds(info.SizeBytes, fsType)
 }
 
-// ListVolumes implements csi.ControllerServer. Volumes go by name.
+// ListVolumes implements csi.ControllerServer.
 func (d *Driver) ListVolumes(_ context.Context, req *csi.ListVolumesRequest) (*csi.ListVolumesResponse, error) {
 	infos := d.store.Volumes()
-	page, next, err := paginate(infos, func(v blockstore.VolumeInfo) string { return v.Name }, req.GetStartingToken(), req.GetMaxEntries())
+	page, next, err := paginate(infos, 'v', func(v blockstore.VolumeInfo) string { return v.ID }, req.GetStartingToken(), req.GetMaxEntries())
 	if err != nil {
 		return nil, err
 	}

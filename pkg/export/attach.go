@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -66,6 +67,8 @@ type Attached struct {
 	file *os.File
 	loop Loop
 	own  *Buffers // pool of its own; nil if shared
+
+	gone atomic.Bool // the loop device is taken away; its number may be another's
 
 	served   chan struct{} // closed when Serve has ended
 	serveErr error         // valid then
@@ -170,6 +173,11 @@ func (a *Attached) checkSize(want int64) error {
 // Path is the block device, as /dev/loop3.
 func (a *Attached) Path() string { return a.loop.Path }
 
+// Gone tells that the block device has been taken away, though Detach has not ended: an
+// error or the end of its time came between. Path may be the name of another device by
+// then. Repeating Detach goes on.
+func (a *Attached) Gone() bool { return a.gone.Load() }
+
 // Number is the N of /dev/loopN.
 func (a *Attached) Number() int { return a.loop.Number }
 
@@ -237,6 +245,7 @@ func (a *Attached) detach(ctx context.Context) error {
 			return err
 		}
 		a.mu.cleared = true
+		a.gone.Store(true)
 	}
 	// What the last close wrote back has been written, not flushed.
 	if err := within(ctx, a.dev.Flush); err != nil {
@@ -281,6 +290,7 @@ func (a *Attached) Abort() error {
 	if !a.mu.cleared {
 		err = detachIfOurs(context.Background(), a.host, a.loop.Path, a.name)
 		a.mu.cleared = true
+		a.gone.Store(true)
 	}
 	a.mu.closed = true
 	return errors.Join(err, a.closeFUSE())
@@ -347,7 +357,5 @@ func mountedAt(h Host, device string, b Backing) ([]string, error) {
 
 // uses tells whether the mount is the filesystem on the device or the device's node.
 func (m Mount) uses(device string, b Backing) bool {
-	isFS := m.Device == device || m.Major == b.Major && m.Minor == b.Minor
-	isNode := (m.FSType == "devtmpfs" || m.FSType == "tmpfs") && "/dev"+m.Root == device
-	return isFS || isNode
+	return m.IsNodeOf(device) || m.Device == device || m.Major == b.Major && m.Minor == b.Minor
 }

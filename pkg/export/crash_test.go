@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -143,4 +144,23 @@ func waitFor(t *testing.T, cond func() bool) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	t.Fatal("not within 5 s")
+}
+
+// The node of a device that is gone, or has become another's, does not stay where it was
+// bound.
+func TestClearDeadNode(t *testing.T) {
+	needKernel(t)
+	h, name := NewHost(), testName(t)
+	cmd, device := startChild(t, name)
+	target := filepath.Join(t.TempDir(), "target")
+	ok(t, os.WriteFile(target, nil, 0o600))
+	ok(t, h.BindMount(t.Context(), device, target, nil))
+	t.Cleanup(func() { _ = h.ForceUnmount(target) })
+	ok(t, cmd.Process.Kill())
+	_ = cmd.Wait() // killed
+	ok(t, h.DetachLoop(t.Context(), device, true))
+	ok(t, ClearDead(t.Context(), h, device, name, []string{target}))
+	if m, err := IsMounted(h, target); err != nil || m != nil {
+		t.Errorf("still mounted: %+v, %v", m, err)
+	}
 }

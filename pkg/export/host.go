@@ -3,6 +3,7 @@ package export
 import (
 	"context"
 	"os"
+	"strings"
 )
 
 // Host is the few things that need privilege. NewHost does them in this process; a
@@ -150,6 +151,20 @@ type Mount struct {
 	Options []string // per-mount options, as ro
 	Major   uint32   // device number of the filesystem
 	Minor   uint32
+}
+
+// IsFilesystemOf tells whether the mount is of the filesystem on a device.
+func (m Mount) IsFilesystemOf(device string) bool {
+	return m.Device == device && !m.IsNodeOf(device)
+}
+
+// IsNodeOf tells whether the mount is a bind mount of a device's node: a file of that
+// name in the filesystem that is mounted on /dev, or below /dev in another.
+func (m Mount) IsNodeOf(device string) bool {
+	if m.FSType == "devtmpfs" || m.FSType == "tmpfs" {
+		return "/dev"+m.Root == device
+	}
+	return m.Device != device && strings.HasSuffix(m.Root, device)
 }
 
 // FSStats is the space of a filesystem.

@@ -16,7 +16,11 @@ import (
 const (
 	mkfsTimeout = 5 * time.Minute
 	fsckTimeout = 30 * time.Minute
-	keepOutput  = 2048 // bytes of a program's output that go into its error
+	// resizeInodeReach is how many times its first size an ext4 may have at most before
+	// its resize inode, which mkfs makes for 1,024 times, stands in resize2fs's way
+	// ("Illegal doubly indirect block") and the filesystem is left to be repaired by hand.
+	resizeInodeReach = 512
+	keepOutput       = 2048 // bytes of a program's output that go into its error
 )
 
 var le = binary.LittleEndian // of numbers in filesystems
@@ -121,8 +125,26 @@ func (h *localHost) GrowUnmounted(ctx context.Context, device, fsType string) er
 	if code, err := runOn(ctx, device, fsckTimeout, "e2fsck", "-f", "-p", device); err != nil && code != 1 {
 		return err
 	}
+	if size/have >= resizeInodeReach {
+		if err := dropResizeInode(ctx, device); err != nil {
+			return err
+		}
+	}
 	_, err = runOn(ctx, device, fsckTimeout, "resize2fs", device)
 	return err
+}
+
+// dropResizeInode takes the resize inode out of an ext4 that has just been found whole:
+// without it resize2fs moves what is in the way. What e2fsck then mends is the inode that
+// tune2fs leaves behind, about which it would ask.
+func dropResizeInode(ctx context.Context, device string) error {
+	if _, err := runOn(ctx, device, fsckTimeout, "tune2fs", "-O", "^resize_inode", device); err != nil {
+		return err
+	}
+	if code, err := runOn(ctx, device, fsckTimeout, "e2fsck", "-f", "-y", device); err != nil && code != 1 {
+		return err
+	}
+	return nil
 }
 
 // ext4Size reads size and block size of an ext4 filesystem from its superblock, in

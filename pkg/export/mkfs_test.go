@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestMinFilesystemBytes: at the minimum a filesystem can be made and mounted; below it,
@@ -69,5 +70,33 @@ func TestProgramsHoldTheirDevice(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "-> "+device) {
 			t.Errorf("%s does not have the device open: %v", what, err)
 		}
+	}
+}
+
+// A volume may become very much larger than it was when its filesystem was made.
+func TestGrowExt4VeryMuch(t *testing.T) {
+	needKernel(t)
+	needPrograms(t, "mkfs.ext4", "tune2fs", "resize2fs")
+	h := NewHost()
+	for _, from := range []int64{1 << 20, 64 << 20} {
+		dev := newMem(from)
+		a, err := Attach(t.Context(), h, dev, Options{Name: testName(t)})
+		ok(t, err)
+		ok(t, h.Mkfs(t.Context(), a.Path(), "ext4", nil))
+		for _, size := range []int64{10 << 30, 200 << 30} {
+			dev.grow(size)
+			ok(t, a.Resize(t.Context()))
+			for range 2 { // there is nothing to do the second time
+				ok(t, h.GrowUnmounted(t.Context(), a.Path(), "ext4"))
+			}
+			ok(t, h.Fsck(t.Context(), a.Path(), "ext4"))
+			if have, _, err := ext4Size(a.Path()); err != nil || have != size {
+				t.Errorf("from %d to %d: the filesystem has %d bytes, %v", from, size, have, err)
+			}
+		}
+		if _, err := runProgram(t.Context(), nil, time.Minute, "e2fsck", "-fn", a.Path()); err != nil {
+			t.Error(err)
+		}
+		ok(t, a.Detach(t.Context()))
 	}
 }
