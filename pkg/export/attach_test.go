@@ -503,7 +503,7 @@ func TestConcurrentAttach(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				if _, err := runProgram(t.Context(), time.Minute, "dd", "if=/dev/zero", "of="+a.Path(), "bs=64k", "count=16", "oflag=direct", "status=none"); err != nil {
+				if _, err := runProgram(t.Context(), nil, time.Minute, "dd", "if=/dev/zero", "of="+a.Path(), "bs=64k", "count=16", "oflag=direct", "status=none"); err != nil {
 					t.Error(err)
 				}
 				if err := a.Detach(t.Context()); err != nil {

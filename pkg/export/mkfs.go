@@ -49,7 +49,7 @@ func (h *localHost) Mkfs(ctx context.Context, device, fsType string, options []s
 		return fmt.Errorf("filesystem type %q: %w", fsType, ErrInvalid)
 	}
 	args = append(append(args, options...), device)
-	_, err := runProgram(ctx, mkfsTimeout, "mkfs."+fsType, args...)
+	_, err := runOn(ctx, device, mkfsTimeout, "mkfs."+fsType, args...)
 	return err
 }
 
@@ -92,7 +92,7 @@ func (h *localHost) Fsck(ctx context.Context, device, fsType string) error {
 	default:
 		return fmt.Errorf("filesystem type %q: %w", fsType, ErrInvalid)
 	}
-	code, err := runProgram(ctx, fsckTimeout, "e2fsck", "-p", device)
+	code, err := runOn(ctx, device, fsckTimeout, "e2fsck", "-p", device)
 	if code == 1 {
 		return nil
 	}
@@ -113,10 +113,10 @@ func (h *localHost) GrowUnmounted(ctx context.Context, device, fsType string) er
 	if err != nil || have+block > size {
 		return err
 	}
-	if code, err := runProgram(ctx, fsckTimeout, "e2fsck", "-f", "-p", device); err != nil && code != 1 {
+	if code, err := runOn(ctx, device, fsckTimeout, "e2fsck", "-f", "-p", device); err != nil && code != 1 {
 		return err
 	}
-	_, err = runProgram(ctx, fsckTimeout, "resize2fs", device)
+	_, err = runOn(ctx, device, fsckTimeout, "resize2fs", device)
 	return err
 }
 
@@ -148,15 +148,30 @@ func ext4Size(device string) (size, block int64, err error) {
 	return blocks * block, block, nil
 }
 
+// runOn is runProgram for one that works on a device. Such programs open the device by
+// its path, some late and some again and again, and one that outlives us (we may be
+// killed) would find another volume there if the number were used again meanwhile. So
+// it inherits an open descriptor: the dead device keeps its number until the program
+// has ended.
+func runOn(ctx context.Context, device string, limit time.Duration, name string, args ...string) (int, error) {
+	f, err := openCloexec(device, unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return -1, err
+	}
+	defer f.Close()
+	return runProgram(ctx, []*os.File{f}, limit, name, args...)
+}
+
 // runProgram runs a program to its end and returns its exit code, -1 if it has none.
-// The error has the end of its output.
-func runProgram(ctx context.Context, limit time.Duration, name string, args ...string) (int, error) {
+// It inherits the files. The error has the end of its output.
+func runProgram(ctx context.Context, files []*os.File, limit time.Duration, name string, args ...string) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var out tail
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.ExtraFiles = files
 	cmd.WaitDelay = 5 * time.Second
 	err := cmd.Run()
 	if err == nil {

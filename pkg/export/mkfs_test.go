@@ -2,6 +2,9 @@ package export
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -43,5 +46,28 @@ func testMinFilesystemBytes(t *testing.T, fsType string, sector int) {
 	a, h = attach(t, newMem(size-1<<20), Options{SectorBytes: sector})
 	if err := h.Mkfs(ctx, a.Path(), fsType, nil); err == nil {
 		t.Errorf("mkfs on %d bytes worked", size-1<<20)
+	}
+}
+
+// Whatever works on a device holds it open from its first moment to its last, so that a
+// program that outlives the daemon never meets another device under that name (I11).
+func TestProgramsHoldTheirDevice(t *testing.T) {
+	dir := t.TempDir()
+	device := filepath.Join(dir, "device")
+	ok(t, os.WriteFile(device, make([]byte, 4096), 0o600))
+	script := "#!/bin/sh\nls -l /proc/$$/fd\nexit 8\n" // what is said comes with the error
+	for _, name := range []string{"mkfs.ext4", "mkfs.btrfs", "e2fsck"} {
+		ok(t, os.WriteFile(filepath.Join(dir, name), []byte(script), 0o700))
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	h := NewHost()
+	for what, err := range map[string]error{
+		"mkfs.ext4":  h.Mkfs(t.Context(), device, "ext4", nil),
+		"mkfs.btrfs": h.Mkfs(t.Context(), device, "btrfs", nil),
+		"e2fsck":     h.Fsck(t.Context(), device, "ext4"),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "-> "+device) {
+			t.Errorf("%s does not have the device open: %v", what, err)
+		}
 	}
 }
