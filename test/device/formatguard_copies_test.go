@@ -22,19 +22,10 @@ func (g *guarded) copyEmpty(kind string) {
 	v := g.claim("empty", kind, nil)
 	clone := g.clone(v, "empty-clone")
 	restored := g.restore(g.cut(v, "empty-snapshot"), kind, "empty-restored")
-	g.wantFormattedOnce(clone)
-	g.wantFormattedOnce(restored)
-	g.wantFormattedOnce(v)
-}
-
-// wantFormattedOnce stages a volume twice: the first time formats.
-func (g *guarded) wantFormattedOnce(v claim) {
-	g.Helper()
-	content := noise(20_000)
-	g.wantFormatted(v, content)
-	g.unstage(v)
-	g.wantKept(v, content)
-	g.unstage(v)
+	for _, one := range []claim{clone, restored, v} {
+		g.wantFormatted(one, noise(1000))
+		g.unstage(one)
+	}
 }
 
 // copyFormatting copies a volume during mkfs. One copy is staged before mkfs has ended,
@@ -49,7 +40,9 @@ func (g *guarded) copyFormatting(kind string, at moment) {
 	clone, snapshot := g.clone(v, name+"-clone"), g.cut(v, name+"-snapshot")
 	g.wantState(clone, "formatting", false)
 	g.plan(undisturbed)
-	g.wantFormattedOnce(clone)
+	copied := noise(10_000)
+	g.wantFormatted(clone, copied)
+	g.unstage(clone)
 	g.goOn()
 	if err := g.answer(stage); err != nil {
 		g.Fatal(err)
@@ -58,10 +51,13 @@ func (g *guarded) copyFormatting(kind string, at moment) {
 	g.put(g.staging(v), "file", content)
 	restored := g.restore(snapshot, kind, name+"-restored")
 	g.wantState(restored, "formatting", false)
-	g.wantFormattedOnce(restored)
+	g.wantFormatted(restored, copied)
+	g.unstage(restored)
 	g.unstage(v)
 	g.wantKept(v, content)
 	g.unstage(v)
+	g.wantKept(clone, copied)
+	g.unstage(clone)
 }
 
 // copyUsed copies a volume that is mounted, and mounts the copies beside it.
