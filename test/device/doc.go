@@ -1,6 +1,7 @@
 // Package device tests the real granary binary on real block devices: fio with
 // verification, random operations against a model, ext4 and xfs with their checkers,
-// and the death of the daemon at any moment. It needs root, /dev/fuse and loop
+// the death of the daemon at any moment, and over the CSI socket that mkfs never runs
+// over data, with a stand-in for mkfs that tests can stop. It needs root, /dev/fuse and loop
 // devices; without them its tests are skipped, and with
 // GRANARY_DEVICE_TESTS=require in the environment they fail instead.
 //

@@ -23,6 +23,9 @@ var plainBinary, raceBinary string
 var notReady error
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(standInEnv); dir != "" {
+		os.Exit(standIn(dir))
+	}
 	os.Exit(runTests(m))
 }
 
@@ -96,6 +99,14 @@ func newFastEnv(t *testing.T, limit time.Duration, serveArgs ...string) *env {
 
 func newEnvWith(t *testing.T, binary string, limit time.Duration, serveArgs ...string) *env {
 	t.Helper()
+	e := prepareEnv(t, binary, limit, serveArgs...)
+	e.serve()
+	return e
+}
+
+// prepareEnv is newEnvWith up to the daemon's start.
+func prepareEnv(t *testing.T, binary string, limit time.Duration, serveArgs ...string) *env {
+	t.Helper()
 	if notReady != nil {
 		if os.Getenv("GRANARY_DEVICE_TESTS") == "require" {
 			t.Fatalf("cannot test devices: %v", notReady)
@@ -126,7 +137,6 @@ func newEnvWith(t *testing.T, binary string, limit time.Duration, serveArgs ...s
 	})
 	t.Cleanup(func() { stopWatch() })
 	t.Cleanup(e.examine)
-	e.serve()
 	return e
 }
 
@@ -260,14 +270,14 @@ func (e *env) waitFolded() rig.Stats {
 	return s
 }
 
-// mkfs makes a file system of a kind ("ext4" or "xfs") on a device.
+// mkfs makes a file system of a kind ("ext4", "xfs" or "btrfs") on a device.
 func (e *env) mkfs(kind, device string, more ...string) {
 	e.Helper()
 	args := []string{"-q"}
 	switch kind {
 	case "ext4":
 		args = append(args, "-F", "-b", "4096", "-E", "lazy_itable_init=1,lazy_journal_init=1")
-	case "xfs":
+	case "xfs", "btrfs":
 		args = append(args, "-f")
 	}
 	e.run("mkfs."+kind, append(append(args, more...), device)...)
@@ -312,11 +322,14 @@ func (e *env) unmountAll() {
 // nothing to do and change nothing.
 func (e *env) fsck(kind, device string) {
 	e.Helper()
-	if kind == "ext4" {
+	switch kind {
+	case "ext4":
 		e.run("e2fsck", "-fn", device)
-		return
+	case "xfs":
+		e.run("xfs_repair", "-n", device)
+	case "btrfs":
+		e.run("btrfs", "check", "--readonly", device)
 	}
-	e.run("xfs_repair", "-n", device)
 }
 
 // eachFS runs a test on every file system that we stand for.

@@ -20,6 +20,7 @@ type Daemon struct {
 	CLI  string   // and the one that the commands run
 	Dir  string   // data directory, CSI socket and log live below this one
 	Args []string // further arguments of `granary serve`
+	Env  []string // variables that it has beside ours, as NAME=value
 
 	cmd   *exec.Cmd
 	ended chan struct{} // closed when cmd has ended
@@ -81,7 +82,7 @@ func (d *Daemon) Start(ctx context.Context) error {
 	cmd := exec.Command(d.Bin, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// A binary with the race detector would sleep for a second when it ends.
-	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
+	cmd.Env = append(append(os.Environ(), "GORACE=atexit_sleep_ms=0"), d.Env...)
 	// A group of its own: Ctrl-C in a terminal must reach only us, who then end it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -215,6 +216,8 @@ type Volume struct {
 	Logical int64  `json:"logical"`
 	Journal int64  `json:"journal"`
 	Device  string `json:"device"`
+	State   string `json:"state"`
+	FSType  string `json:"fsType"`
 	Failed  string `json:"failed"`
 }
 
