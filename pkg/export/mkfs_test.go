@@ -57,7 +57,7 @@ func TestProgramsHoldTheirDevice(t *testing.T) {
 	device := filepath.Join(dir, "device")
 	ok(t, os.WriteFile(device, make([]byte, 4096), 0o600))
 	script := "#!/bin/sh\nls -l /proc/$$/fd\nexit 8\n" // what is said comes with the error
-	for _, name := range []string{"mkfs.ext4", "mkfs.btrfs", "e2fsck"} {
+	for _, name := range []string{"mkfs.ext4", "mkfs.btrfs", "e2fsck", "mount"} {
 		ok(t, os.WriteFile(filepath.Join(dir, name), []byte(script), 0o700))
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
@@ -66,6 +66,7 @@ func TestProgramsHoldTheirDevice(t *testing.T) {
 		"mkfs.ext4":  h.Mkfs(t.Context(), device, "ext4", nil),
 		"mkfs.btrfs": h.Mkfs(t.Context(), device, "btrfs", nil),
 		"e2fsck":     h.Fsck(t.Context(), device, "ext4"),
+		"mount":      h.Mount(t.Context(), device, dir, "ext4", nil),
 	} {
 		if err == nil || !strings.Contains(err.Error(), "-> "+device) {
 			t.Errorf("%s does not have the device open: %v", what, err)

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 	mountutils "k8s.io/mount-utils"
@@ -21,10 +23,28 @@ func (h *localHost) Mount(ctx context.Context, source, target, fsType string, fl
 	if fsType == "btrfs" {
 		forgotten = forgetBtrfs(source)
 	}
-	if err := h.mounter().Mount(source, target, fsType, flags); err != nil {
+	if err := h.mount(ctx, source, target, fsType, flags); err != nil {
 		return fmt.Errorf("mount %s at %s: %w", source, target, errors.Join(err, forgotten))
 	}
 	return nil
+}
+
+// mountTimeout bounds what a log replay may take.
+const mountTimeout = 30 * time.Minute
+
+// mount leaves what is not the filesystem of a device to the library, which knows that
+// a read-only bind mount is two. A device is mounted by a program that holds it open,
+// for runOn's reasons.
+func (h *localHost) mount(ctx context.Context, source, target, fsType string, flags []string) error {
+	if fsType == "" || !filepath.IsAbs(source) {
+		return h.mounter().Mount(source, target, fsType, flags)
+	}
+	args := []string{"-t", fsType}
+	if len(flags) > 0 {
+		args = append(args, "-o", strings.Join(flags, ","))
+	}
+	_, err := runOn(context.WithoutCancel(ctx), source, mountTimeout, "mount", append(args, source, target)...)
+	return err
 }
 
 func (h *localHost) BindMount(ctx context.Context, source, target string, flags []string) error {
