@@ -290,7 +290,15 @@ func TestTargetsThatAreNot(t *testing.T) {
 		}
 	}
 	wantCode(t, "no parent", w.publish(id, paths{p.staging, filepath.Join(dir, "a", "b")}, mountCap("")), codes.FailedPrecondition, "directory above")
-	for _, bad := range []string{"/", "/a/../b", "relative", "/new\nline", "/" + strings.Repeat("a", 5000)} {
+	// Nothing can be where the path above is no directory.
+	round := filepath.Join(dir, "round")
+	w.must(os.Symlink("round", round))
+	for _, above := range []string{file, round} {
+		target := filepath.Join(above, "target")
+		wantCode(t, "publish "+target, w.publish(id, paths{p.staging, target}, mountCap("")), codes.FailedPrecondition)
+		w.must(w.unpublish(id, paths{target: target}))
+	}
+	for _, bad := range []string{"/", "/a/../b", "relative", "/new\nline", "/" + strings.Repeat("a", 5000), "/" + strings.Repeat("a", 256)} {
 		wantCode(t, bad[:min(20, len(bad))], w.publish(id, paths{p.staging, bad}, mountCap("")), codes.InvalidArgument)
 	}
 	wantCode(t, "unpublish of the staging path", w.unpublish(id, paths{target: p.staging}), codes.FailedPrecondition)

@@ -1,11 +1,13 @@
 package driver
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/k8ns/granary/pkg/blockstore"
 )
@@ -73,16 +75,27 @@ func checkPath(what, path string) error {
 		return fmt.Errorf("the %s is missing: %w", what, blockstore.ErrInvalid)
 	case !filepath.IsAbs(path):
 		return fmt.Errorf("the %s %q is not absolute: %w", what, path, blockstore.ErrInvalid)
-	case len(path) > maxPath || strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r == 0x7f }):
-		return fmt.Errorf("the %s %q is no path: at most %d bytes without control characters: %w", what, path, maxPath, blockstore.ErrInvalid)
+	case len(path) > maxPath || slices.ContainsFunc(strings.Split(path, "/"), func(s string) bool { return len(s) > maxPathName }):
+		return fmt.Errorf("the %s has %d bytes: a path has at most %d, and each name in it %d: %w", what, len(path), maxPath, maxPathName, blockstore.ErrInvalid)
+	case strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return fmt.Errorf("the %s %q is no path: it has control characters: %w", what, path, blockstore.ErrInvalid)
 	case slices.Contains(strings.Split(path, "/"), "..") || filepath.Clean(path) == "/":
 		return fmt.Errorf("the %s %q: a path of its own without '..' is wanted: %w", what, path, blockstore.ErrInvalid)
 	}
 	return nil
 }
 
-// maxPath is Linux's longest path, in bytes.
-const maxPath = 4095
+// Linux's longest path, and the longest name in one, in bytes.
+const (
+	maxPath     = 4095
+	maxPathName = 255
+)
+
+// leadsNowhere tells of an error whether a path has something else than directories
+// above its last element: a file, or links in a circle.
+func leadsNowhere(err error) bool {
+	return errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP)
+}
 
 // resolve gives a path as the mount table has it: without symbolic links above its
 // last element. That one is not looked at, it may be a dead mount.
@@ -103,6 +116,8 @@ func makeTarget(target string, file bool) error {
 		return nil
 	case err == nil:
 		return fmt.Errorf("%s is there and is %s, not %s: %w", target, kindOf(info.Mode()), wantedKind(file), errState)
+	case leadsNowhere(err):
+		return fmt.Errorf("make the target: %w: %w", err, errState)
 	case !os.IsNotExist(err):
 		return fmt.Errorf("make the target: %w", err)
 	}
@@ -147,7 +162,7 @@ func kindOf(mode os.FileMode) string {
 func removeTarget(target string) error {
 	info, err := os.Lstat(target)
 	switch {
-	case os.IsNotExist(err):
+	case os.IsNotExist(err) || leadsNowhere(err):
 		return nil
 	case err != nil:
 		return fmt.Errorf("remove the target: %w", err)
