@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
@@ -274,6 +275,16 @@ func TestEverySentinelHasItsCode(t *testing.T) {
 		if wrapped != nil && !strings.Contains(status.Convert(got).Message(), status.Convert(wrapped).Message()) {
 			t.Errorf("%v: the text is lost: %v", tt.err, got)
 		}
+	}
+}
+
+// An error says what was wrong, and both its ends are told, but not without end.
+func TestLongErrorsAreCut(t *testing.T) {
+	long := strings.Repeat("é", 1<<20)
+	err := toStatus(fmt.Errorf("begin %q end: %w", long, blockstore.ErrInvalid))
+	wantCode(t, "long", err, codes.InvalidArgument, "begin", "bytes ...]", "end")
+	if text := status.Convert(err).Message(); len(text) > maxText+100 || !utf8.ValidString(text) {
+		t.Errorf("%d bytes are told, as text %v", len(text), utf8.ValidString(text))
 	}
 }
 

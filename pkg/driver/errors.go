@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -38,7 +39,12 @@ func exceeds(err error) error {
 	return err
 }
 
-// toStatus is the one place that knows which gRPC code an error is. It keeps the text.
+// maxText is the longest text of an error that is told, in bytes: errors quote what was
+// wrong, and that may be a megabyte.
+const maxText = 4 << 10
+
+// toStatus is the one place that knows which gRPC code an error is. It keeps the text,
+// but not without end.
 func toStatus(err error) error {
 	if err == nil {
 		return nil
@@ -46,7 +52,16 @@ func toStatus(err error) error {
 	if _, ok := status.FromError(err); ok {
 		return err // the generated code's own, for calls that are not there
 	}
-	return status.Error(codeOf(err), err.Error())
+	return status.Error(codeOf(err), shortened(err.Error(), maxText))
+}
+
+// shortened cuts the middle out of a text that is too long: its ends say most.
+func shortened(text string, limit int) string {
+	if len(text) <= limit {
+		return text
+	}
+	cut := fmt.Sprintf("[... %d bytes ...]", len(text)-limit)
+	return strings.ToValidUTF8(text[:limit/2]+cut+text[len(text)-limit/2:], "")
 }
 
 func codeOf(err error) codes.Code {

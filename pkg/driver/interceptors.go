@@ -83,7 +83,8 @@ func (d *Driver) logCall(ctx context.Context, req any, info *grpc.UnaryServerInf
 
 // loggable is the text of a message without its secrets: neither the fields that CSI
 // calls so, nor the values of maps, which are free text of others (a CO has put tokens
-// into the volume context before). Topology is told.
+// into the volume context before). Topology is told. One call cannot fill a disk: its
+// text has an end.
 func loggable(msg any) string {
 	m, ok := msg.(proto.Message)
 	if !ok {
@@ -91,8 +92,11 @@ func loggable(msg any) string {
 	}
 	m = proto.Clone(m)
 	hideMaps(m.ProtoReflect())
-	return protosanitizer.StripSecrets(m).String()
+	return shortened(protosanitizer.StripSecrets(m).String(), maxLogged)
 }
+
+// maxLogged is the longest text of a message in the log, in bytes.
+const maxLogged = 8 << 10
 
 func hideMaps(m protoreflect.Message) {
 	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {

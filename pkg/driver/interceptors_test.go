@@ -41,6 +41,19 @@ func TestLogsHaveNoSecrets(t *testing.T) {
 	}
 }
 
+// A call of megabytes does not write megabytes.
+func TestLogLinesAreCut(t *testing.T) {
+	w := newWorld(t)
+	var log lockedBuffer
+	w.driver.log = slog.New(slog.NewTextHandler(&log, nil))
+	_, err := w.DeleteVolume(context.Background(), &csi.DeleteVolumeRequest{VolumeId: noVolume()})
+	w.must(err)
+	wantCode(t, "a long path", w.stage(noVolume(), paths{staging: strings.Repeat("p", 1<<20)}, mountCap("")), codes.InvalidArgument)
+	if text := log.String(); len(text) > 4*maxLogged || !strings.Contains(text, noVolume()) {
+		t.Errorf("%d bytes are logged: %.300s", len(text), text)
+	}
+}
+
 // Whatever field a message of the spec has, now or later: no text of a map or a field
 // that CSI calls secret is logged.
 func TestNoMessageLogsItsSecrets(t *testing.T) {
