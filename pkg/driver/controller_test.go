@@ -414,3 +414,15 @@ func TestEngineErrorsKeepTheirText(t *testing.T) {
 	_, err = w.CreateVolume(context.Background(), createRequest("v"))
 	wantCode(t, "other", err, codes.Internal, "unheard of")
 }
+
+// Of two mistakes it is always the same that is told: equal calls have equal answers.
+func TestFirstWrongParameterIsTold(t *testing.T) {
+	params := map[string]string{"zeta": "", "alpha": "", "mu": "", "compression": "s2"}
+	for range 20 {
+		_, volume := parseVolumeParameters(params)
+		wantCode(t, "volume", toStatus(volume), codes.InvalidArgument, `"alpha"`)
+		delete(params, "compression")
+		_, snapshot := parseSnapshotParameters(params)
+		wantCode(t, "snapshot", toStatus(snapshot), codes.InvalidArgument, `"alpha"`)
+	}
+}

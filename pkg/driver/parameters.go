@@ -2,6 +2,7 @@ package driver
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -40,8 +41,9 @@ type volumeParameters struct {
 
 func parseVolumeParameters(params map[string]string) (volumeParameters, error) {
 	p := volumeParameters{labels: make(map[string]string)}
-	for key, value := range params {
+	for _, key := range slices.Sorted(maps.Keys(params)) { // of two mistakes it is always the same that is told
 		var err error
+		value := params[key]
 		switch {
 		case key == paramFSType:
 			p.fsType = value
@@ -71,11 +73,11 @@ func parseVolumeParameters(params map[string]string) (volumeParameters, error) {
 // those of the sidecars, which become labels.
 func parseSnapshotParameters(params map[string]string) (labels map[string]string, err error) {
 	labels = make(map[string]string)
-	for key, value := range params {
+	for _, key := range slices.Sorted(maps.Keys(params)) {
 		if !sidecarKey.MatchString(key) {
 			return nil, fmt.Errorf("parameter %q: not known; a snapshot class has no parameters: %w", key, blockstore.ErrInvalid)
 		}
-		labels[key] = value
+		labels[key] = params[key]
 	}
 	return labels, nil
 }
