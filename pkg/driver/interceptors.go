@@ -172,7 +172,7 @@ func (d *Driver) withVolume(ctx context.Context, handle string, req any, next gr
 }
 
 // locked is the volume that lockCall has locked for this call, and what it is.
-// ErrNotFound if there is no such volume here.
+// ErrNotFound if there is no such volume: with its lock if there could be one here.
 func (d *Driver) locked(ctx context.Context, handle string) (*attach.Locked, blockstore.VolumeInfo, error) {
 	if _, err := d.volumeID(handle); err != nil {
 		return nil, blockstore.VolumeInfo{}, err

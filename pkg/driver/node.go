@@ -66,6 +66,9 @@ func (d *Driver) NodeUnstageVolume(ctx context.Context, req *csi.NodeUnstageVolu
 	if err != nil {
 		return nil, err
 	}
+	if volume == nil {
+		return &csi.NodeUnstageVolumeResponse{}, nil
+	}
 	if use := useAt(volume.Uses(), target); use != nil && strings.HasPrefix(use.Purpose, publishedAs) {
 		return nil, fmt.Errorf("%s is where the volume is published, not staged: %w", target, errState)
 	}

@@ -1,9 +1,11 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -159,6 +161,9 @@ func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublish
 	if err != nil {
 		return nil, err
 	}
+	if volume == nil {
+		return &csi.NodeUnpublishVolumeResponse{}, removeTarget(target)
+	}
 	if use := useAt(volume.Uses(), target); use != nil && !slices.Contains(usesOf(volume.Uses(), publishedAs), *use) {
 		return nil, fmt.Errorf("%s is where the volume is staged, not published: %w", target, errState)
 	}
@@ -168,7 +173,10 @@ func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublish
 	return &csi.NodeUnpublishVolumeResponse{}, removeTarget(target)
 }
 
-// leave checks what unstage and unpublish have in common.
+// leave checks what unstage and unpublish have in common. The volume is nil if it has
+// been deleted but its place is still there: after a restart of the node a CO may delete
+// a volume before it cleans up behind the pod, and would repeat the call for ever if it
+// were told that the volume does not exist.
 func (d *Driver) leave(ctx context.Context, handle, what, path string) (*attach.Locked, string, error) {
 	if handle == "" {
 		return nil, "", fmt.Errorf("the volume ID is missing: %w", blockstore.ErrInvalid)
@@ -176,10 +184,19 @@ func (d *Driver) leave(ctx context.Context, handle, what, path string) (*attach.
 	if err := checkPath(what, path); err != nil {
 		return nil, "", err
 	}
-	volume, _, err := d.locked(ctx, handle)
-	if err != nil {
-		return nil, "", err
+	volume, _, missing := d.locked(ctx, handle)
+	if missing != nil && (volume == nil || !errors.Is(missing, blockstore.ErrNotFound)) {
+		return nil, "", missing
 	}
-	path, err = d.place(what, path)
-	return volume, path, err
+	path, err := d.place(what, path)
+	if err != nil || missing == nil {
+		return volume, path, err
+	}
+	if _, err := os.Lstat(path); err != nil {
+		return nil, "", missing
+	}
+	if m, err := d.topmost(path); err != nil || m != nil {
+		return nil, "", cmp.Or(err, missing)
+	}
+	return nil, path, nil
 }
