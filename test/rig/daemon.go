@@ -65,6 +65,14 @@ func (d *Daemon) Running() bool {
 	}
 }
 
+// PID is the process ID of the daemon, or of its last life.
+func (d *Daemon) PID() int {
+	if d.cmd == nil {
+		return 0
+	}
+	return d.cmd.Process.Pid
+}
+
 // Start starts the daemon and waits until both of its sockets answer.
 func (d *Daemon) Start(ctx context.Context) error {
 	if d.Running() {
@@ -106,7 +114,8 @@ func (d *Daemon) waitReady(ctx context.Context) error {
 		case <-d.ended:
 			return fmt.Errorf("the daemon ended at start: %v\n%s", d.cmd.ProcessState, d.LogTail(15))
 		case <-limit:
-			return fmt.Errorf("the daemon does not answer after a minute\n%s", d.LogTail(15))
+			tail := d.LogTail(15)
+			return fmt.Errorf("the daemon does not answer after a minute\n%s\nwhat it was doing:\n%s", tail, d.KillWithTrace())
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(10 * time.Millisecond):

@@ -34,7 +34,7 @@ func WorkDir(pattern string, free int64, c *Cleanup) (string, error) {
 	}
 	c.Add("remove "+dir, func() error {
 		// Never walk into a file system that could not be unmounted.
-		if m, err := mountsBelow(dir); err != nil || len(m) > 0 {
+		if m, err := MountsBelow(dir); err != nil || len(m) > 0 {
 			return fmt.Errorf("left in place, still mounted: %v (%w)", m, errors.Join(err, unix.EBUSY))
 		}
 		return os.RemoveAll(dir)
@@ -175,7 +175,8 @@ func unescape(s string) string {
 	return s
 }
 
-func mountsBelow(dir string) ([]string, error) {
+// MountsBelow lists what is mounted on dir or below it.
+func MountsBelow(dir string) ([]string, error) {
 	all, err := mounts()
 	if err != nil {
 		return nil, err
