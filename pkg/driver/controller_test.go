@@ -196,6 +196,7 @@ func TestCreateVolumeRefusals(t *testing.T) {
 		{"other nodes", reachableFrom("other", "another"), codes.ResourceExhausted, []string{node}},
 		{"snapshot elsewhere", fromSnapshot(elsewhere(snap)), codes.ResourceExhausted, []string{"elsewhere"}},
 		{"volume elsewhere", fromVolume(elsewhere(v.VolumeId)), codes.ResourceExhausted, []string{"elsewhere"}},
+		{"volume of another store", fromVolume(Handle{Store: "ffffffffffffffff", ID: "v-" + strings.Repeat("f", 32), Node: node}.String()), codes.NotFound, []string{"data directory"}},
 		{"no such snapshot", fromSnapshot(handleOf("s-" + strings.Repeat("f", 32))), codes.NotFound, nil},
 		{"nonsense volume", fromVolume("nonsense"), codes.NotFound, []string{"nonsense"}},
 		{"empty source", func(r *csi.CreateVolumeRequest) { r.VolumeContentSource = &csi.VolumeContentSource{} }, codes.InvalidArgument, nil},

@@ -86,7 +86,7 @@ func sourceText(source *csi.VolumeContentSource) string {
 }
 
 // parseSource sets the source of a volume. One on another node is errElsewhere, so that
-// the scheduler picks again.
+// the scheduler picks again; one in another store of this node is nowhere.
 func (d *Driver) parseSource(source *csi.VolumeContentSource, spec *blockstore.VolumeSpec) (err error) {
 	switch {
 	case source.GetSnapshot() != nil:
@@ -96,15 +96,15 @@ func (d *Driver) parseSource(source *csi.VolumeContentSource, spec *blockstore.V
 	default:
 		err = fmt.Errorf("neither a snapshot nor a volume: %w", blockstore.ErrInvalid)
 	}
+	if h, bad := ParseHandle(sourceText(source)); bad == nil && err != nil && d.elsewhere(h) {
+		err = fmt.Errorf("%w: %w", err, errElsewhere)
+	}
 	return sourceError(err)
 }
 
 func sourceError(err error) error {
 	if err == nil {
 		return nil
-	}
-	if errors.Is(err, errForeign) {
-		return fmt.Errorf("source: %w: %w", err, errElsewhere)
 	}
 	return fmt.Errorf("source: %w", err)
 }
