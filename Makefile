@@ -41,7 +41,7 @@ test-device: ## tests on real block devices and file systems alone (root, /dev/f
 .PHONY: sanity
 sanity: setup ## csi-sanity and what it does not look at, the content, against the real driver (root, /dev/fuse)
 	cd test/sanity && GRANARY_DEVICE_TESTS=require GRANARY_DEVICE_RACE=$(if $(TEST_RACE),1,0) \
-		$(GO) test -tags $(TAGS) -count=1 -timeout 25m -run '$(RUN)' .
+		$(GO) test -v -tags $(TAGS) -count=1 -timeout 25m -run '$(RUN)' . | grep -v '^=== '
 
 .PHONY: test-deploy
 test-deploy: ## check the manifests against Kubernetes' schemas and the driver (needs no root)

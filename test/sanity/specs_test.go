@@ -2,6 +2,7 @@ package sanity
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -32,6 +33,11 @@ func TestSpecs(t *testing.T) {
 				testSpecs(t, kind, (at+n)%2 == 0, int64(seed)+int64(n))
 			})
 		}
+	}
+	for _, spec := range slices.SortedFunc(maps.Keys(skips), func(a, b string) int {
+		return cmp.Or(strings.Compare(skips[a], skips[b]), strings.Compare(a, b))
+	}) {
+		t.Logf("skipped, %s: %s", skips[spec], spec)
 	}
 }
 
