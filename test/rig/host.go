@@ -34,7 +34,7 @@ func WorkDir(pattern string, free int64, c *Cleanup) (string, error) {
 	}
 	c.Add("remove "+dir, func() error {
 		// Never walk into a file system that could not be unmounted.
-		if m, err := mountsBelow(dir); err != nil || len(m) > 0 {
+		if m, err := MountsBelow(dir); err != nil || len(m) > 0 {
 			return fmt.Errorf("left in place, still mounted: %v (%w)", m, errors.Join(err, unix.EBUSY))
 		}
 		return os.RemoveAll(dir)
@@ -175,7 +175,8 @@ func unescape(s string) string {
 	return s
 }
 
-func mountsBelow(dir string) ([]string, error) {
+// MountsBelow lists the mount points at and below a directory.
+func MountsBelow(dir string) ([]string, error) {
 	all, err := mounts()
 	if err != nil {
 		return nil, err
@@ -223,6 +224,33 @@ func NoteLoop(c *Cleanup, device string) error {
 		return err
 	})
 	return nil
+}
+
+// BackingFile is the path of the file behind the loop device with a device number; ""
+// if that is no loop device, or has none. It asks nobody but the kernel.
+func BackingFile(number uint64) (string, error) {
+	name := fmt.Sprintf("/sys/dev/block/%d:%d/loop/backing_file", unix.Major(number), unix.Minor(number))
+	path, err := os.ReadFile(name)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return "", nil
+	}
+	return strings.TrimSuffix(string(path), "\n"), err
+}
+
+// LoopsOn lists the loop devices whose file's path matches, by device and file.
+func LoopsOn(match func(file string) bool) (map[string]string, error) {
+	names, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return nil, err
+	}
+	found := make(map[string]string)
+	for _, name := range names {
+		path, err := os.ReadFile(name)
+		if file := strings.TrimSuffix(string(path), "\n"); err == nil && match(file) {
+			found["/dev/"+strings.Split(name, "/")[3]] = file
+		}
+	}
+	return found, nil
 }
 
 // LoopFile makes a loop device on an ordinary file, with direct I/O when the file's
