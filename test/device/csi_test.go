@@ -34,8 +34,8 @@ func (e *env) dial() *grpc.ClientConn {
 	return conn
 }
 
-// capability is how one pod has a volume: with a filesystem, or as a raw device.
-func capability(kind string) *csi.VolumeCapability {
+// capabilityOf is how one pod has a volume: with a filesystem, or as a raw device.
+func capabilityOf(kind string) *csi.VolumeCapability {
 	c := &csi.VolumeCapability{AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER}}
 	if kind == "raw" {
 		c.AccessType = &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}}
@@ -61,7 +61,7 @@ func (e *env) claim(name, kind string, from *csi.VolumeContentSource, more ...st
 	resp, err := csi.NewControllerClient(conn).CreateVolume(e.ctx, &csi.CreateVolumeRequest{
 		Name:                name,
 		CapacityRange:       &csi.CapacityRange{RequiredBytes: sizes[kind]},
-		VolumeCapabilities:  []*csi.VolumeCapability{capability(kind)},
+		VolumeCapabilities:  []*csi.VolumeCapability{capabilityOf(kind)},
 		VolumeContentSource: from,
 		Parameters:          parameters,
 	})
@@ -109,7 +109,7 @@ func (e *env) tryStage(ctx context.Context, v claim) error {
 	conn := e.dial()
 	defer conn.Close()
 	_, err := csi.NewNodeClient(conn).NodeStageVolume(ctx, &csi.NodeStageVolumeRequest{
-		VolumeId: v.handle, StagingTargetPath: path, VolumeCapability: capability(v.kind),
+		VolumeId: v.handle, StagingTargetPath: path, VolumeCapability: capabilityOf(v.kind),
 	})
 	return err
 }

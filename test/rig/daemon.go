@@ -172,8 +172,40 @@ func (d *Daemon) signal(sig syscall.Signal, limit time.Duration) error {
 	case <-d.ended:
 		return nil
 	case <-time.After(limit):
-		return fmt.Errorf("the daemon (process %d) is still there %v after %v\n%s", d.cmd.Process.Pid, limit, sig, d.LogTail(15))
+		return fmt.Errorf("the daemon (process %d) is still there %v after %v\n%s\n%s", d.cmd.Process.Pid, limit, sig, d.waits(), d.LogTail(15))
 	}
+}
+
+// Descriptors tells what the daemon has open, as the kernel names it: paths, sockets
+// and the like.
+func (d *Daemon) Descriptors() ([]string, error) {
+	dir := fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var open []string
+	for _, e := range entries {
+		if target, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil { // else it is closed by now
+			open = append(open, target)
+		}
+	}
+	return open, nil
+}
+
+// waits shows where in the kernel threads of the daemon wait that no signal reaches.
+func (d *Daemon) waits() string {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", d.cmd.Process.Pid)) // only a bad pattern is an error
+	var out []string
+	for _, task := range tasks {
+		stat, _ := os.ReadFile(filepath.Join(task, "stat")) // gone is gone
+		_, state, _ := strings.Cut(string(stat), ") ")
+		if strings.HasPrefix(state, "D") {
+			stack, _ := os.ReadFile(filepath.Join(task, "stack"))
+			out = append(out, "thread "+filepath.Base(task)+" waits:\n"+string(stack))
+		}
+	}
+	return strings.Join(out, "\n")
 }
 
 // LogTail is the end of the daemon's output.

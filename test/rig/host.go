@@ -226,6 +226,33 @@ func NoteLoop(c *Cleanup, device string) error {
 	return nil
 }
 
+// BackingFile is the path of the file behind the loop device with a device number; ""
+// if that is no loop device, or has none. It asks nobody but the kernel.
+func BackingFile(number uint64) (string, error) {
+	name := fmt.Sprintf("/sys/dev/block/%d:%d/loop/backing_file", unix.Major(number), unix.Minor(number))
+	path, err := os.ReadFile(name)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return "", nil
+	}
+	return strings.TrimSuffix(string(path), "\n"), err
+}
+
+// LoopsOn lists the loop devices whose file's path matches, by device and file.
+func LoopsOn(match func(file string) bool) (map[string]string, error) {
+	names, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return nil, err
+	}
+	found := make(map[string]string)
+	for _, name := range names {
+		path, err := os.ReadFile(name)
+		if file := strings.TrimSuffix(string(path), "\n"); err == nil && match(file) {
+			found["/dev/"+strings.Split(name, "/")[3]] = file
+		}
+	}
+	return found, nil
+}
+
 // LoopFile makes a loop device on an ordinary file, with direct I/O when the file's
 // disk can do that.
 func LoopFile(ctx context.Context, c *Cleanup, file string) (string, error) {
