@@ -200,12 +200,7 @@ type daemon struct {
 // start opens the store, clears what a killed daemon left, and serves.
 func (d *daemon) start(ctx context.Context) (err error) {
 	d.failed = make(chan error, 2)
-	d.store, err = blockstore.Open(vfs.NewOS(), d.dataDir, blockstore.Options{
-		Logger:       d.log,
-		JournalBytes: int64(d.o.journal),
-		CacheBytes:   int64(d.o.cache),
-		ReserveBytes: int64(d.o.reserve),
-	})
+	err = d.openStore(ctx)
 	if errors.Is(err, blockstore.ErrLocked) {
 		return fmt.Errorf("another daemon is running on %s: %w", d.dataDir, err)
 	}
@@ -233,6 +228,31 @@ func (d *daemon) start(ctx context.Context) (err error) {
 		return nil
 	}
 	return d.startDriver(host)
+}
+
+// lockEnd is how long a daemon that is ending may still hold the data directory: its
+// children may have its descriptors for a moment longer than it lives.
+const lockEnd = 5 * time.Second
+
+// openStore opens the store, or says who has it.
+func (d *daemon) openStore(ctx context.Context) (err error) {
+	deadline := time.Now().Add(lockEnd)
+	for {
+		d.store, err = blockstore.Open(vfs.NewOS(), d.dataDir, blockstore.Options{
+			Logger:       d.log,
+			JournalBytes: int64(d.o.journal),
+			CacheBytes:   int64(d.o.cache),
+			ReserveBytes: int64(d.o.reserve),
+		})
+		if !errors.Is(err, blockstore.ErrLocked) || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // startDriver serves CSI, then tells the world: kubelet asks as soon as it hears of us.

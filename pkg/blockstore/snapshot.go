@@ -268,18 +268,19 @@ func (s *Store) DeleteSnapshot(id string) error {
 // Snapshot describes a snapshot by ID or name; ErrNotFound.
 func (s *Store) Snapshot(idOrName string) (SnapshotInfo, error) {
 	id := idOrName
+	view := s.cat.View() // one moment: it may be deleted meanwhile
 	if !idPattern.MatchString(id) {
 		var n nameRecord
-		if _, err := get(s.cat, keySnapshotName+idOrName, &n); err != nil {
+		if _, err := get(view, keySnapshotName+idOrName, &n); err != nil {
 			return SnapshotInfo{}, err
 		}
 		id = n.ID
 	}
 	var rec snapshotRecord
-	if _, err := get(s.cat, keySnapshot+id, &rec); err != nil {
+	if _, err := get(view, keySnapshot+id, &rec); err != nil {
 		return SnapshotInfo{}, err
 	}
-	return describeSnapshot(s.cat, id, rec), nil
+	return describeSnapshot(view, id, rec), nil
 }
 
 // Snapshots describes the snapshots of a volume, or all for "", by name.

@@ -416,22 +416,23 @@ func (s *Store) updateVolume(id string, fn func(*volumeRecord) error) error {
 // Volume describes a volume by ID or name; ErrNotFound.
 func (s *Store) Volume(idOrName string) (VolumeInfo, error) {
 	id := idOrName
+	view := s.cat.View() // one moment: the volume may be deleted meanwhile, its publication with it
 	if !idPattern.MatchString(id) {
 		var n nameRecord
-		if _, err := get(s.cat, keyVolumeName+idOrName, &n); err != nil {
+		if _, err := get(view, keyVolumeName+idOrName, &n); err != nil {
 			return VolumeInfo{}, err
 		}
 		id = n.ID
 	}
 	var rec volumeRecord
-	if _, err := get(s.cat, keyVolume+id, &rec); err != nil {
+	if _, err := get(view, keyVolume+id, &rec); err != nil {
 		return VolumeInfo{}, err
 	}
 	if rec.Deleted {
 		return VolumeInfo{}, fmt.Errorf("volume %s: %w", id, ErrNotFound)
 	}
 	info := s.describe(id, rec)
-	if e, ok := s.cat.Get(keyPublish + id); ok {
+	if e, ok := view.Get(keyPublish + id); ok {
 		if p, ok := s.publication(e); ok {
 			info.Publication = &p
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,9 +33,8 @@ func (h *localHost) Mount(ctx context.Context, source, target, fsType string, fl
 // mountTimeout bounds what a log replay may take.
 const mountTimeout = 30 * time.Minute
 
-// mount leaves what is not the filesystem of a device to the library, which knows that
-// a read-only bind mount is two. A device is mounted by a program that holds it open,
-// for runOn's reasons.
+// mount leaves what is not the filesystem of a device to the library. A device is
+// mounted by a program that holds it open, for runOn's reasons.
 func (h *localHost) mount(ctx context.Context, source, target, fsType string, flags []string) error {
 	if fsType == "" || !filepath.IsAbs(source) {
 		return h.mounter().Mount(source, target, fsType, flags)
@@ -47,8 +47,35 @@ func (h *localHost) mount(ctx context.Context, source, target, fsType string, fl
 	return err
 }
 
+// BindMount makes the mount before it is seen anywhere: one that is to be read-only is so
+// from the first moment, and nothing is there if that fails.
 func (h *localHost) BindMount(ctx context.Context, source, target string, flags []string) error {
-	return h.Mount(ctx, source, target, "", append([]string{"bind"}, flags...))
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	err := apart(func() error { return bindMount(source, target, slices.Contains(flags, "ro")) })
+	if errors.Is(err, unix.ENOSYS) { // before Linux 5.12: first writable, then read-only
+		err = h.mounter().Mount(source, target, "", append([]string{"bind"}, flags...))
+	}
+	if err != nil {
+		return fmt.Errorf("bind %s at %s: %w", source, target, err)
+	}
+	return nil
+}
+
+func bindMount(source, target string, readOnly bool) error {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return os.NewSyscallError("open_tree", err)
+	}
+	defer unix.Close(fd)
+	if readOnly {
+		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+			return os.NewSyscallError("mount_setattr", err)
+		}
+	}
+	return os.NewSyscallError("move_mount", unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH))
 }
 
 // Unmount is the system call itself: its errno says what is wrong, and none of the
