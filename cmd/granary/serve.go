@@ -40,6 +40,9 @@ const (
 	volumesEnd = 2 * time.Minute
 )
 
+// endpointEnv is the variable by which CSI wants a CO to name the socket.
+const endpointEnv = "CSI_ENDPOINT"
+
 // serveOptions are the flags of granary serve.
 type serveOptions struct {
 	endpoint        string
@@ -69,7 +72,7 @@ second one exits at once, which loses nothing that was acknowledged.`,
 		RunE: a.action(func(ctx context.Context, _ []string) error { return a.serve(ctx, o) }),
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.endpoint, "endpoint", "", "CSI socket, as unix:///run/granary/csi.sock; without it only the commands are served")
+	flags.StringVar(&o.endpoint, "endpoint", os.Getenv(endpointEnv), "CSI socket, as unix:///run/granary/csi.sock (also "+endpointEnv+"); without it only the commands are served")
 	flags.StringVar(&o.nodeID, "node-id", "", "name of this node in volume IDs and topology; never change it (default the host name)")
 	flags.IntVar(&o.maxVolumes, "max-volumes", defaultMaxVolumes(), "most volumes that are attached at a time")
 	flags.StringVar(&o.registrationDir, "registration-dir", "", "register with kubelet by a socket in this directory, as /var/lib/kubelet/plugins_registry")
