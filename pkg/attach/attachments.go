@@ -32,6 +32,7 @@ type Store interface {
 type Records interface {
 	PutAttachment(a blockstore.Attachment) error
 	RemoveAttachment(volumeID string) error
+	Attachment(volumeID string) (blockstore.Attachment, bool)
 	Attachments() []blockstore.Attachment
 }
 

@@ -32,12 +32,12 @@ func (a *Attachments) ClearDead(ctx context.Context) error {
 // clearLeft clears what the start could not clear of a volume that is not attached: it is
 // on record still, and attaching or deleting the volume would lose that.
 func (a *Attachments) clearLeft(ctx context.Context, id string) error {
-	for _, record := range a.store.Attachments() {
-		if record.Volume == id {
-			if err := a.clearDead(ctx, record); err != nil {
-				return fmt.Errorf("what a killed daemon left of volume %s is still there: %w", id, err)
-			}
-		}
+	record, ok := a.store.Attachment(id)
+	if !ok {
+		return nil
+	}
+	if err := a.clearDead(ctx, record); err != nil {
+		return fmt.Errorf("what a killed daemon left of volume %s is still there: %w", id, err)
 	}
 	return nil
 }

@@ -23,6 +23,13 @@ func (s *Store) RemoveAttachment(volumeID string) error {
 	return err
 }
 
+// Attachment is what is recorded of one volume; false if there is nothing that can be read.
+func (s *Store) Attachment(volumeID string) (Attachment, bool) {
+	var a Attachment
+	_, err := get(s.cat, keyAttach+volumeID, &a)
+	return a, err == nil
+}
+
 // Attachments lists what is recorded, by volume ID.
 func (s *Store) Attachments() []Attachment {
 	var out []Attachment

@@ -361,6 +361,12 @@ func TestPrivatePaths(t *testing.T) {
 	}
 	full := filepath.Join(filepath.Dir(p.target), "full")
 	w.must(os.MkdirAll(filepath.Join(full, "precious"), 0o700))
+	raw := w.create("raw").VolumeId
+	rawPaths := w.paths()
+	w.must(w.stage(raw, rawPaths, blockCap()))
+	precious := filepath.Join(full, "precious-file")
+	w.must(os.WriteFile(precious, []byte("precious"), 0o600))
+	wantCode(t, "publish over a file", w.publish(raw, paths{rawPaths.staging, precious}, blockCap()), codes.FailedPrecondition, "something in it")
 	wantCode(t, "publish over files", w.publish(id, paths{p.staging, full}, mountCap("")), codes.FailedPrecondition, "precious")
 }
 

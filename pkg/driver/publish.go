@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
@@ -84,7 +83,7 @@ func (p *publish) run(ctx context.Context) error {
 		return err
 	}
 	if err := p.d.host.BindMount(ctx, source, p.target, flags); err != nil {
-		// A bind mount that is to be read-only is two mounts: the first may be there.
+		// Before Linux 5.12 a read-only bind mount is two mounts: the first may be there.
 		return errors.Join(err, p.d.unmount(p.volume, p.target), removeTarget(p.target))
 	}
 	return nil
@@ -99,8 +98,8 @@ func (p *publish) source() (path string, readOnly bool, err error) {
 	if !attached || staged == nil {
 		return "", false, fmt.Errorf("volume %s is not staged on %s: NodeStageVolume comes first: %w", p.info.ID, p.staging, errState)
 	}
-	stagedReadOnly := slices.Contains(strings.Fields(staged.Purpose), "ro")
-	if slices.Contains(strings.Fields(staged.Purpose), "block") != p.access.block {
+	stagedReadOnly := isReadOnly(*staged)
+	if isBlock(*staged) != p.access.block {
 		return "", false, fmt.Errorf("volume %s is staged on %s by %q, which is not what this call wants: %w", p.info.ID, p.staging, staged.Purpose, errState)
 	}
 	if p.access.block {

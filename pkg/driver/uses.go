@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
 	"github.com/k8ns/granary/pkg/blockstore"
 )
 
@@ -58,14 +60,24 @@ func usesOf(uses []blockstore.Use, kind string) []blockstore.Use {
 	return slices.DeleteFunc(slices.Clone(uses), func(u blockstore.Use) bool { return !strings.HasPrefix(u.Purpose, kind) })
 }
 
-// isMany tells whether a published use may have others beside it.
-func isMany(u blockstore.Use) bool {
-	for mode, m := range offeredModes {
-		if m.many && slices.Contains(strings.Fields(u.Purpose), mode.String()) {
-			return true
-		}
+// word is the n-th word of a purpose: the kind, then ro or rw, then what it is.
+func word(u blockstore.Use, n int) string {
+	if words := strings.Fields(u.Purpose); n < len(words) {
+		return words[n]
 	}
-	return false
+	return ""
+}
+
+// isReadOnly tells whether nothing can be written through a use.
+func isReadOnly(u blockstore.Use) bool { return word(u, 1) == "ro" }
+
+// isBlock tells whether a stage is of a raw device.
+func isBlock(stage blockstore.Use) bool { return word(stage, 2) == "block" }
+
+// isMany tells whether a published use may have others beside it.
+func isMany(published blockstore.Use) bool {
+	mode := csi.VolumeCapability_AccessMode_Mode_value[word(published, 2)]
+	return offeredModes[csi.VolumeCapability_AccessMode_Mode(mode)].many
 }
 
 // checkPath refuses a path that is missing, not absolute, or that means no place of
@@ -132,8 +144,10 @@ func makeTarget(target string, file bool) error {
 	switch {
 	case err == nil && info.IsDir() && !file:
 		return checkEmpty(target)
-	case err == nil && info.Mode().IsRegular() && file:
+	case err == nil && info.Mode().IsRegular() && file && info.Size() == 0:
 		return nil
+	case err == nil && info.Mode().IsRegular() && file:
+		return fmt.Errorf("%s is a file with something in it, not a volume's: %w", target, errState)
 	case err == nil:
 		return fmt.Errorf("%s is there and is %s, not %s: %w", target, kindOf(info.Mode()), wantedKind(file), errState)
 	case leadsNowhere(err):

@@ -2,7 +2,6 @@ package device
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -125,17 +124,7 @@ func prepareEnv(t *testing.T, binary string, limit time.Duration, serveArgs ...s
 	}
 	e.daemon = rig.NewDaemon(binary, e.dir, e.cleanup, serveArgs...)
 	e.daemon.CLI = plainBinary
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	e.ctx = ctx
-	t.Cleanup(cancel)
-	// An I/O that hangs ends with an error when the daemon dies, and so does the test.
-	stopWatch := context.AfterFunc(ctx, func() {
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			t.Errorf("time limit of %v passed: killing the daemon", limit)
-			t.Logf("what it was doing:\n%s", e.daemon.KillWithTrace())
-		}
-	})
-	t.Cleanup(func() { stopWatch() })
+	e.ctx = e.daemon.Limit(t, limit)
 	t.Cleanup(e.examine)
 	return e
 }

@@ -65,6 +65,28 @@ func (d *Daemon) Running() bool {
 	}
 }
 
+// T is what Limit needs of a test.
+type T interface {
+	Errorf(format string, args ...any)
+	Logf(format string, args ...any)
+	Cleanup(func())
+}
+
+// Limit gives a test so much time. An I/O that hangs ends with an error when the daemon
+// dies, and so does the test: when the time is over the daemon is killed.
+func (d *Daemon) Limit(t T, limit time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	t.Cleanup(cancel)
+	stop := context.AfterFunc(ctx, func() {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			t.Errorf("time limit of %v passed: killing the daemon", limit)
+			t.Logf("what it was doing:\n%s", d.KillWithTrace())
+		}
+	})
+	t.Cleanup(func() { stop() })
+	return ctx
+}
+
 // PID is the process ID of the daemon, or of its last life.
 func (d *Daemon) PID() int {
 	if d.cmd == nil {

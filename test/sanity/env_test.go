@@ -2,7 +2,6 @@ package sanity
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -44,24 +43,9 @@ func newEnv(t *testing.T, limit time.Duration, serveArgs ...string) *env {
 	}
 	e.cleanup.Add("detach loop devices", func() error { return detachLoops(e.daemon) })
 	e.daemon = rig.NewDaemon(granary, e.dir, e.cleanup, serveArgs...)
-	e.limit(limit)
+	e.ctx = e.daemon.Limit(t, limit)
 	e.serve()
 	return e
-}
-
-// limit kills the daemon when the time is over: an I/O that hangs ends with an error
-// then, and so does the test.
-func (e *env) limit(limit time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	e.ctx = ctx
-	e.Cleanup(cancel)
-	stopWatch := context.AfterFunc(ctx, func() {
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			e.Errorf("time limit of %v passed: killing the daemon", limit)
-			e.Logf("what it was doing:\n%s", e.daemon.KillWithTrace())
-		}
-	})
-	e.Cleanup(func() { stopWatch() })
 }
 
 // sub is the same daemon for a subtest.

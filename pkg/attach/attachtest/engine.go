@@ -410,6 +410,14 @@ func (e *Engine) RemoveAttachment(id string) error {
 	return nil
 }
 
+// Attachment implements attach.Store.
+func (e *Engine) Attachment(id string) (blockstore.Attachment, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	a, ok := e.mu.attachments[id]
+	return a, ok
+}
+
 // Attachments implements attach.Store.
 func (e *Engine) Attachments() []blockstore.Attachment {
 	e.mu.Lock()
