@@ -70,6 +70,16 @@ func (f *File) Size() (int64, error) {
 	return h.Size()
 }
 
+// DropCache is vfs.File's.
+func (f *File) DropCache() error {
+	h, err := f.acquire()
+	if err != nil {
+		return err
+	}
+	defer f.release()
+	return h.DropCache()
+}
+
 // Writer is the descriptor for writing; nil when there is none.
 func (f *File) Writer() vfs.File { return f.w }
 

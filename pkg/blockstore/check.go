@@ -397,11 +397,13 @@ func (c *checker) journals(ctx context.Context) error {
 func (c *checker) journal(v *Volume) {
 	v.mu.RLock()
 	failed := v.mu.failed
-	sources := make(map[*payload]bool)
+	var sources []*payload
+	seen := make(map[*payload]bool)
 	for _, l := range v.mu.layers {
 		l.tree.Scan(func(_ int64, s span) bool {
-			if s.src != nil && !sources[s.src] {
-				sources[s.src] = true
+			if s.src != nil && !seen[s.src] {
+				seen[s.src] = true
+				sources = append(sources, s.src)
 				s.src.seg.Acquire()
 			}
 			return true
@@ -411,7 +413,7 @@ func (c *checker) journal(v *Volume) {
 	if failed != nil {
 		c.report(Problem{Kind: "journal", Volume: v.id, Detail: failed.Error()})
 	}
-	for src := range sources {
+	for _, src := range sources {
 		if c.o.ReadData {
 			buf := make([]byte, src.n)
 			if err := src.read(buf, src.start); err != nil {

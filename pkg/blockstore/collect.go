@@ -208,14 +208,7 @@ func (s *Store) Collect(ctx context.Context) (CollectResult, error) {
 
 // sealOpen makes the open chunk file one that can be collected, at the cost of the
 // reserve if the disk is full.
-func (s *Store) sealOpen() error {
-	for {
-		err := s.chunks.SealOpen()
-		if !errors.Is(err, ErrNoSpace) || !s.noSpace() {
-			return err
-		}
-	}
-}
+func (s *Store) sealOpen() error { return s.onReserve(s.chunks.SealOpen) }
 
 // runCollection collects; on a full disk it gives up parts of the reserve until it gets
 // through.

@@ -18,7 +18,7 @@ import (
 type faultVolume struct {
 	id      string
 	flushed []byte // the image as of the last flush that was answered well
-	writes  []write
+	writes  []simWrite
 	frozen  bool // nothing more is known: operations failed half way
 }
 
@@ -79,7 +79,7 @@ func (w *workload) put(f *faultVolume, v *Volume, p []byte, off int64) {
 	if w.failed("begin", err) {
 		return
 	}
-	f.writes = append(f.writes, write{off: off, n: int64(len(p)), data: p})
+	f.writes = append(f.writes, simWrite{off: off, n: int64(len(p)), data: p})
 	v.append(op)
 	w.failed("write", v.acknowledge(op))
 }
@@ -161,7 +161,7 @@ func (w *workload) run() {
 	if av != nil {
 		op, err := av.begin(wal.TypeHole, 0, 2*BlockSize, nil)
 		if !w.failed("begin discard", err) {
-			a.writes = append(a.writes, write{off: 0, n: 2 * BlockSize})
+			a.writes = append(a.writes, simWrite{off: 0, n: 2 * BlockSize})
 			av.append(op)
 			w.failed("discard", av.acknowledge(op))
 		}

@@ -93,6 +93,7 @@ func (v *Volume) endFold(err error) {
 		v.discard()
 	case err != nil:
 		v.mu.retry = v.store.o.Now().Add(time.Second)
+		v.mu.tries++
 	}
 }
 
@@ -212,7 +213,7 @@ func (v *Volume) publish(job *foldJob, root dedup.Slot) {
 	v.mu.root, v.mu.pos = root, job.to
 	v.mu.layers = v.mu.layers[1:]
 	v.mu.log.Trim(job.to.Seq)
-	v.mu.retry = time.Time{}
+	v.mu.retry, v.mu.tries = time.Time{}, 0
 	v.mu.oldest = time.Time{}
 	for _, l := range v.mu.layers {
 		if l.data {

@@ -298,6 +298,9 @@ func (f *folder) readBase(block uint64, data []byte) (damaged uint8, err error) 
 	if !lost(err) {
 		return 0, err
 	}
+	if f.mayReadLater(err) {
+		return 0, err
+	}
 	f.s.log.Error("folding over a damaged block", "volume_id", f.job.v.id, "offset", off, "err", err)
 	for i := range sectorsPerBlock {
 		sector := data[i*sectorBytes:][:sectorBytes]
@@ -310,6 +313,22 @@ func (f *folder) readBase(block uint64, data []byte) (damaged uint8, err error) 
 		}
 	}
 	return damaged, nil
+}
+
+// unreadTries is how many folds in a row fail, a second apart, before sectors that the
+// disk answers errors for are given up.
+const unreadTries = 5
+
+// mayReadLater tells whether a read that failed is worth another fold: the disk answered
+// an error, and not yet for long. What is folded over is lost even if the disk recovers.
+func (f *folder) mayReadLater(err error) bool {
+	damage, ok := errors.AsType[*dedup.DamageError](err)
+	if !ok || !damage.Unread {
+		return false
+	}
+	f.job.v.mu.RLock()
+	defer f.job.v.mu.RUnlock()
+	return f.job.v.mu.tries < unreadTries
 }
 
 var zeroBlock [BlockSize]byte

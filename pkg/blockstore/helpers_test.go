@@ -18,13 +18,6 @@ import (
 
 const testDir = "/store"
 
-// abandon stops using a store as a dying process does: nothing is synced or sealed.
-func (s *Store) abandon() {
-	if s.pool != nil {
-		s.pool.Close()
-	}
-}
-
 // smallOptions make a store whose files turn over quickly.
 func smallOptions() Options {
 	return Options{

@@ -24,6 +24,7 @@ type Options struct {
 	FoldBytes      int64 // fold a volume when its journal passes this; default JournalBytes/2
 	UnsyncedBytes  int64 // payloads a volume keeps in memory before it syncs; default 64 MiB
 	ChunkFileBytes int64 // a chunk file is sealed at this size; default 32 MiB
+	CatalogBytes   int64 // a catalog log, of which there are two; default 8 MiB, at least 64 KiB
 	CacheBytes     int64 // decoded groups kept in memory; default 128 MiB
 	NodeCache      int   // decoded map nodes kept; default 8192
 	ListCache      int   // fingerprint lists kept; default 1024 chunks

@@ -102,7 +102,7 @@ func (s *Store) open() error {
 		return fmt.Errorf("open store: %w", err)
 	}
 	s.id = h.store
-	if s.cat, err = catalog.Open(s.fsys, path.Join(s.dir, dirCatalog), s.id, catalog.Options{}); err != nil {
+	if s.cat, err = catalog.Open(s.fsys, path.Join(s.dir, dirCatalog), s.id, catalog.Options{LogBytes: s.o.CatalogBytes}); err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}
 	if err := s.openChunks(false); err != nil {
@@ -220,14 +220,23 @@ func (s *Store) Close() error {
 	sort.Slice(vols, func(i, j int) bool { return vols[i].id < vols[j].id })
 	var errs []error
 	for _, v := range vols {
-		if err := v.shut(); err != nil && !errors.Is(err, ErrClosed) {
-			errs = append(errs, err)
+		err := v.shut()
+		if errors.Is(err, ErrClosed) { // nobody has it open, but its journal may not be durable
+			err = v.syncRecovered()
 		}
+		errs = append(errs, err)
 	}
 	s.damageStep()
-	errs = append(errs, s.chunks.Close())
+	err := s.chunks.Close()
+	if errors.Is(err, ErrNoSpace) { // what cannot be sealed stays open, and the next start seals it
+		s.log.Warn("chunk file not sealed", "err", err)
+		err = nil
+	}
+	errs = append(errs, err)
 	if len(errs) == 0 || errors.Join(errs...) == nil {
-		errs = append(errs, writeStoreHeader(s.fsys, s.dir, storeHeader{s.id, s.cat.Durable()}))
+		errs = append(errs, s.onReserve(func() error {
+			return writeStoreHeader(s.fsys, s.dir, storeHeader{s.id, s.cat.Durable()})
+		}))
 	}
 	errs = append(errs, s.closeFiles())
 	return errors.Join(errs...)
@@ -279,6 +288,17 @@ func (s *Store) noSpace() bool {
 	ok := s.reserve != nil && s.reserve.release()
 	s.setFull(true, ErrNoSpace)
 	return ok
+}
+
+// onReserve does what must succeed on a full disk: it is tried again as long as some of
+// the reserve can be given up for it.
+func (s *Store) onReserve(do func() error) error {
+	for {
+		err := do()
+		if !errors.Is(err, ErrNoSpace) || !s.noSpace() {
+			return err
+		}
+	}
 }
 
 func (s *Store) setFull(full bool, err error) {

@@ -55,6 +55,7 @@ type Volume struct {
 		written    time.Time // last write
 		oldest     time.Time // first write since the last fold
 		retry      time.Time // no fold before
+		tries      int       // folds that failed since the last that did not
 		folding    bool
 	}
 }
@@ -434,6 +435,18 @@ func (v *Volume) syncJournal() error {
 	v.dropMemory(upto)
 	v.store.sched.markSoon(v)
 	return nil
+}
+
+// syncRecovered makes durable what a recovery has read back and no sync has covered
+// since. A volume that failed closed is left as it is.
+func (v *Volume) syncRecovered() error {
+	v.mu.RLock()
+	failed := v.mu.failed != nil
+	v.mu.RUnlock()
+	if failed {
+		return nil
+	}
+	return v.syncJournal()
 }
 
 // dropMemory lets payloads of records up to seq leave memory. Called with v.mu held.

@@ -126,11 +126,7 @@ func (s *Store) appendTo(f *file, e *encodedChunk, indexed bool) (*chunkCopy, er
 	bufs := append([][]byte{e.meta}, e.data...)
 	if _, err := f.blob.Writer().WriteVec(bufs, at); err != nil {
 		err = fmt.Errorf("append to %s: %w", f.blob.Name(), err)
-		if errors.Is(err, ErrNoSpace) {
-			f.blob.Writer().Truncate(at) // what was written of it must not follow a footer
-		} else {
-			s.abandon(f, err)
-		}
+		s.takeBack(f, at, err)
 		return nil, err
 	}
 	for _, b := range bufs {
@@ -163,6 +159,20 @@ func (s *Store) appendTo(f *file, e *encodedChunk, indexed bool) (*chunkCopy, er
 		c = s.detached(f, h, uint32(at), &e.front.have)
 	}
 	return c, nil
+}
+
+// takeBack ends a write at the end of a file that failed with err. On a full disk what
+// was written of it is cut off, as it must not follow a footer, and the file goes on;
+// if that fails as well, and after any other error, the file is abandoned.
+func (s *Store) takeBack(f *file, size int64, err error) {
+	if errors.Is(err, ErrNoSpace) {
+		cut := f.blob.Writer().Truncate(size)
+		if cut == nil {
+			return
+		}
+		err = errors.Join(err, cut)
+	}
+	s.abandon(f, err)
 }
 
 // detached is a copy that is in its file's list, but not in the index yet. s.mu is
@@ -267,11 +277,7 @@ func (s *Store) seal(f *file) error {
 	w := f.blob.Writer()
 	if _, err := w.WriteVec([][]byte{footer, t.encode()}, size); err != nil {
 		err = fmt.Errorf("seal %s: %w", f.blob.Name(), err)
-		if errors.Is(err, ErrNoSpace) {
-			w.Truncate(size)
-		} else {
-			s.abandon(f, err)
-		}
+		s.takeBack(f, size, err)
 		return err
 	}
 	if err := w.Sync(); err != nil { // the size too: an append may have been cut off

@@ -315,7 +315,8 @@ func (c *Collection) examine(f *file) (plans []copyPlan, extra []extraSlot, ok b
 		copy  *chunkCopy
 		group int
 	}
-	checks := make(map[check]bool)
+	var checks []check // each once, in the order in which they were needed
+	listed := make(map[check]bool)
 	s := c.s
 	s.mu.RLock()
 	for _, cp := range f.copies {
@@ -330,7 +331,10 @@ func (c *Collection) examine(f *file) (plans []copyPlan, extra []extraSlot, ok b
 			if o := c.other(cp, i); o != nil {
 				keep[i>>6] &^= 1 << (i & 63)
 				extra = append(extra, extraSlot{cp, i})
-				checks[check{o, i >> o.shift}] = true
+				if k := (check{o, i >> o.shift}); !listed[k] {
+					listed[k] = true
+					checks = append(checks, k)
+				}
 			} else if !cp.good(i) && c.copied(cp, i) {
 				keep[i>>6] &^= 1 << (i & 63)
 				extra = append(extra, extraSlot{cp, i})
@@ -344,7 +348,7 @@ func (c *Collection) examine(f *file) (plans []copyPlan, extra []extraSlot, ok b
 		}
 	}
 	s.mu.RUnlock()
-	for k := range checks {
+	for _, k := range checks {
 		if err := s.checkGroup(k.copy, k.group); err != nil {
 			return nil, nil, false // what it holds is now known; the next plan sees it
 		}

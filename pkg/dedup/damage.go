@@ -21,6 +21,9 @@ type DamageError struct {
 	File   string
 	Offset int64 // bytes
 	Reason string
+	// Unread: the disk answered an error, so nobody knows what is stored there. It may
+	// be read another time, other than bytes that failed a check.
+	Unread bool
 }
 
 // Error names slot, file and offset.
@@ -40,6 +43,7 @@ type badPart struct {
 	lo, hi int
 	off    int64 // in the file
 	reason string
+	unread bool // see DamageError
 }
 
 func (b *badPart) Error() string { return b.reason }
@@ -48,6 +52,7 @@ func (b *badPart) Error() string { return b.reason }
 func (b *badPart) err(slot int) error {
 	return &DamageError{
 		Slot: Slot{b.copy.chunk.id, uint16(slot)}, File: b.copy.file.blob.Name(), Offset: b.off, Reason: b.reason,
+		Unread: b.unread,
 	}
 }
 

@@ -36,7 +36,8 @@ type Options struct {
 	// HookBytes bounds the table of hooks; 200 MiB, about a TiB of distinct data at one
 	// hook in 32 blocks. A full table keeps one in 64, and so on.
 	HookBytes int64
-	// Workers is how many groups are compressed at a time; the number of CPUs.
+	// Workers is how many groups are compressed at a time; the number of CPUs. With 1
+	// all file operations come in one order.
 	Workers int
 	// NoSpace is called without locks when an append finds the disk full: true means
 	// that something was freed and the append is tried again, false that it fails

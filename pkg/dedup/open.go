@@ -62,7 +62,7 @@ func (s *Store) load() error {
 		found = append(found, &foundFile{Info: in, num: num, sealed: hash != ""})
 	}
 	var g errgroup.Group
-	g.SetLimit(max(4, s.o.Workers))
+	g.SetLimit(s.readers())
 	for _, ff := range found {
 		g.Go(func() error { return s.read(ff) })
 	}
@@ -99,10 +99,26 @@ func (ff *foundFile) note(format string, args ...any) {
 	ff.problems = append(ff.problems, Problem{File: ff.Name, Text: fmt.Sprintf(format, args...)})
 }
 
+// readers is how many files are read at a time: reading waits for the disk, so more than
+// there are workers, but one worker does everything in one order.
+func (s *Store) readers() int {
+	if s.o.Workers == 1 {
+		return 1
+	}
+	return max(4, s.o.Workers)
+}
+
 // read reads a file's index, without changing anything. An error is one of the
 // environment.
 func (s *Store) read(ff *foundFile) error {
 	ff.blob = s.dir.File(ff.Name)
+	if !ff.sealed {
+		// A process before this one may have met a failed sync (I8): what it left in the
+		// page cache only is not there.
+		if err := ff.blob.DropCache(); err != nil {
+			ff.note("%v", err)
+		}
+	}
 	head, broken := make([]byte, min(ff.Size, fileHeaderSize)), false
 	if _, err := ff.blob.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
 		// Unreadable, perhaps only here: what the footer lists may still be read.

@@ -217,7 +217,7 @@ func (s *Store) readFile(c *chunkCopy, b []byte, off int64, g int) error {
 	if err == nil || errors.Is(err, vfs.ErrNotExist) || errors.Is(err, vfs.ErrDead) || errors.Is(err, fs.ErrClosed) {
 		return err
 	}
-	bad := &badPart{copy: c, hi: int(c.chunk.slots), off: off, reason: "read: " + err.Error()}
+	bad := &badPart{copy: c, hi: int(c.chunk.slots), off: off, reason: "read: " + err.Error(), unread: true}
 	if g >= 0 {
 		bad.lo, bad.hi = g<<c.shift, min((g+1)<<c.shift, int(c.chunk.slots))
 	}

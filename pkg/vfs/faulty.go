@@ -27,6 +27,7 @@ const (
 	OpDatasync
 	OpTruncate
 	OpAllocate
+	OpDropCache
 	OpClose // of a file or a lock
 )
 
@@ -34,7 +35,7 @@ var opNames = [...]string{
 	OpCreate: "create", OpOpen: "open", OpRemove: "remove", OpRename: "rename",
 	OpMkdir: "mkdir", OpReadDir: "readdir", OpStat: "stat", OpSyncDir: "syncdir",
 	OpLock: "lock", OpSpace: "space", OpRead: "read", OpWrite: "write", OpSync: "sync",
-	OpDatasync: "datasync", OpTruncate: "truncate", OpAllocate: "allocate",
+	OpDatasync: "datasync", OpTruncate: "truncate", OpAllocate: "allocate", OpDropCache: "dropcache",
 	OpClose: "close",
 }
 
@@ -48,11 +49,12 @@ func (k OpKind) String() string {
 // Op is an operation that is about to happen.
 type Op struct {
 	Kind  OpKind
-	Name  string // file or directory; the old name of a rename
-	To    string // the new name of a rename
-	Off   int64  // bytes; the new size of a truncate
-	Len   int64  // bytes to be read, written or allocated
-	Index int64  // operations of the Faulty before this one
+	Name  string   // file or directory; the old name of a rename
+	To    string   // the new name of a rename
+	Off   int64    // bytes; the new size of a truncate
+	Len   int64    // bytes to be read, written or allocated
+	Data  [][]byte // what a write is to write; not to be kept or changed
+	Index int64    // operations of the Faulty before this one
 }
 
 // ShortWrite is what a hook returns to have a write store its first N bytes and then

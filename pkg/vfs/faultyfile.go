@@ -27,7 +27,7 @@ func (f *faultyFile) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (f *faultyFile) WriteAt(p []byte, off int64) (int, error) {
-	op := Op{Kind: OpWrite, Name: f.inner.Name(), Off: off, Len: int64(len(p))}
+	op := Op{Kind: OpWrite, Name: f.inner.Name(), Off: off, Len: int64(len(p)), Data: [][]byte{p}}
 	err := f.fs.ask(op)
 	if err == nil {
 		return f.inner.WriteAt(p, off)
@@ -36,7 +36,7 @@ func (f *faultyFile) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (f *faultyFile) WriteVec(bufs [][]byte, off int64) (int, error) {
-	op := Op{Kind: OpWrite, Name: f.inner.Name(), Off: off}
+	op := Op{Kind: OpWrite, Name: f.inner.Name(), Off: off, Data: bufs}
 	for _, b := range bufs {
 		op.Len += int64(len(b))
 	}
@@ -73,7 +73,9 @@ func head(bufs [][]byte, n int) [][]byte {
 
 func (f *faultyFile) Sync() error {
 	if err := f.fs.check(Op{Kind: OpSync, Name: f.inner.Name()}); err != nil {
-		f.failSync()
+		if !errors.Is(err, ErrDead) { // who is dead has not tried
+			f.failSync()
+		}
 		return err
 	}
 	return f.inner.Sync()
@@ -81,10 +83,19 @@ func (f *faultyFile) Sync() error {
 
 func (f *faultyFile) Datasync() error {
 	if err := f.fs.check(Op{Kind: OpDatasync, Name: f.inner.Name()}); err != nil {
-		f.failSync()
+		if !errors.Is(err, ErrDead) { // who is dead has not tried
+			f.failSync()
+		}
 		return err
 	}
 	return f.inner.Datasync()
+}
+
+func (f *faultyFile) DropCache() error {
+	if err := f.fs.check(Op{Kind: OpDropCache, Name: f.inner.Name()}); err != nil {
+		return err
+	}
+	return f.inner.DropCache()
 }
 
 func (f *faultyFile) Truncate(size int64) error {

@@ -211,6 +211,26 @@ func (c *content) failSync() {
 	}
 }
 
+// dropFailed makes what a failed sync did not write read as it is on the disk.
+func (c *content) dropFailed() {
+	for _, i := range c.queue {
+		pg := c.page(i)
+		for s := range pageSectors {
+			if pg.failed&(1<<s) == 0 {
+				continue
+			}
+			old := zeroBlock
+			if pg.dur != nil {
+				old = pg.dur
+			}
+			pg.store(s*sectorSize, old[s*sectorSize:(s+1)*sectorSize])
+		}
+		pg.dirty &^= pg.failed
+		pg.hasMid &^= pg.failed
+		pg.failed = 0
+	}
+}
+
 // crash leaves what survives, which is durable then; keep decides for each unit.
 func (c *content) crash(keep func() bool) {
 	c.queueSpace()

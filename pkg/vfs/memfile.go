@@ -136,6 +136,16 @@ func (f *memFile) failSync() {
 	}
 }
 
+func (f *memFile) DropCache() error {
+	f.m.begin()
+	defer f.m.mu.Unlock()
+	if err := f.use("fadvise"); err != nil {
+		return err
+	}
+	f.resize(func(c *content) int { c.dropFailed(); return 0 })
+	return nil
+}
+
 func (f *memFile) Truncate(size int64) error {
 	f.m.begin()
 	defer f.m.mu.Unlock()

@@ -76,6 +76,9 @@ type File interface {
 	// Datasync makes content durable, and the size if it is needed to read the
 	// content back (fdatasync).
 	Datasync() error
+	// DropCache has later reads come from the disk: what a failed sync left in memory
+	// only is seen no more. What was written and not synced since stays.
+	DropCache() error
 	Truncate(size int64) error
 	// Allocate reserves disk space for the range, extending the file if need be.
 	// The range reads as zeros where nothing was written.

@@ -143,7 +143,12 @@ func (p *Pool) openSegment(full string, num uint64) (*Segment, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open segment: %w", err)
 	}
+	// A process before this one may have met a failed sync (I8): what it left in the page
+	// cache only must not be taken for what the journal holds.
 	size, err := f.Size()
+	if err == nil {
+		err = f.DropCache()
+	}
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("open segment %s: %w", full, err)
