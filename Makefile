@@ -25,13 +25,23 @@ demo: setup build ## run the main job on real data over the CSI socket and check
 	bin/granary-demo -granary bin/granary
 
 .PHONY: test
-test: setup test-unit test-device sanity test-deploy ## run all tests: unit, model, real devices, CSI and manifests, with -race
+test: setup test-unit sim test-device sanity test-deploy ## run all tests: unit, simulation, real devices, CSI and manifests
 
 ##@ Parts of them
 
 .PHONY: test-unit
 test-unit: ## unit and model tests alone (needs no root)
 	CGO_ENABLED=$(if $(TEST_RACE),1,0) $(GO) test $(TEST_RACE) -tags $(TAGS) -timeout 20m -run '$(RUN)' $(PKG)
+
+# Seeds of the simulation; `make test` runs the first thousand.
+SEEDS      ?= 1000
+FIRST_SEED ?= 1
+
+.PHONY: sim
+sim: ## simulate SEEDS seeds from FIRST_SEED on: the engine on a disk that crashes, against a model
+	@mkdir -p bin
+	@CGO_ENABLED=0 $(GO) test -tags $(TAGS) -c -o bin/sim.test ./pkg/blockstore
+	@cd bin && ./sim.test -test.timeout 0 -test.run '^TestSimulation$$' -sim.seeds $(SEEDS) -sim.first $(FIRST_SEED) | grep -vx 'PASS\|FAIL'
 
 .PHONY: test-device
 test-device: ## tests on real block devices and file systems alone (root, /dev/fuse)
