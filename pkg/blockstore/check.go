@@ -90,6 +90,7 @@ func (s *Store) openReadOnly() error {
 	if s.cat, err = catalog.Open(s.fsys, path.Join(s.dir, dirCatalog), s.id, catalog.Options{ReadOnly: true}); err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}
+	s.reserve = new(reserve) // nothing is written, so nothing is given up
 	if err := s.openChunks(true); err != nil {
 		return err
 	}

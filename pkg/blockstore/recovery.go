@@ -114,6 +114,7 @@ func (s *Store) loseJournal(id string, err error) {
 func (v *Volume) lost(err error) {
 	v.store.log.Error("journal cannot be read back", "volume_id", v.id, "err", err)
 	v.mu.failed, v.mu.unfoldable = err, true
+	v.payAll() // nothing of it will be folded
 	v.mu.log.Pin()
 }
 
@@ -216,6 +217,9 @@ func (v *Volume) replay(e journal.Entry) error {
 	if off < 0 || n <= 0 || off%sectorBytes != 0 || n%sectorBytes != 0 || off > v.Size() || n > v.Size()-off {
 		return fmt.Errorf("%s: record %d covers %d bytes at %d of a volume of %d: %w", e.Segment.Name(), rec.Seq, n, off, v.Size(), ErrCorrupt)
 	}
+	debt := foldDebt(rec.Type, off, n)
+	active.debt += debt
+	v.store.reserve.debt.Add(debt) // covered once all journals are read
 	v.mu.oldest, v.mu.written = v.store.o.Now(), v.store.o.Now()
 	active.put(off/sectorBytes, (off+n)/sectorBytes, src)
 	return nil

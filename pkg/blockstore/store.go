@@ -128,7 +128,7 @@ func (s *Store) open() error {
 	if err := s.removeDeleted(); err != nil {
 		return err
 	}
-	if err := s.reserve.ensure(s.pool.Stats().InUse); err != nil {
+	if err := s.reserve.ensure(); err != nil {
 		s.setFull(true, err)
 	}
 	return nil
@@ -257,12 +257,23 @@ func (s *Store) closeFiles() error {
 	return errors.Join(append(errs, s.lock.Close())...)
 }
 
+// charge is asked before a record is taken from a writer: the reserve must cover folding
+// it. errWait if the disk is full.
+func (s *Store) charge(n int64) error {
+	err := s.reserve.charge(n)
+	if errors.Is(err, ErrNoSpace) {
+		s.setFull(true, err)
+		return fmt.Errorf("%w: %w", errWait, err)
+	}
+	return err
+}
+
 // allowSegment is asked before a segment goes to a writer: the reserve must be whole.
-func (s *Store) allowSegment(inUse int) error {
+func (s *Store) allowSegment() error {
 	if s.reserve == nil {
 		return nil
 	}
-	err := s.reserve.ensure(inUse)
+	err := s.reserve.ensure()
 	if errors.Is(err, ErrNoSpace) {
 		s.setFull(true, err)
 	}
@@ -272,7 +283,7 @@ func (s *Store) allowSegment(inUse int) error {
 // probeSpace finds out whether a full disk has room again for the reserve and for the
 // next segment, and lets the writers look.
 func (s *Store) probeSpace() {
-	err := s.allowSegment(s.pool.Stats().InUse + 1)
+	err := s.allowSegment()
 	if err == nil {
 		err = s.pool.Prepare(1)
 	}

@@ -147,9 +147,28 @@ func (v *Volume) run(t wal.Type, off, n int64, p []byte) error {
 	}
 }
 
-// begin assigns sequence, journal place and overlay entry under one lock. errWait if
-// the journal has no room.
+// begin takes a record from a writer, once the reserve covers folding it: it assigns
+// sequence, journal place and overlay entry. errWait if journal or disk have no room.
 func (v *Volume) begin(t wal.Type, off, n int64, p []byte) (*append1, error) {
+	v.mu.RLock()
+	err := v.usable() // else a closed volume would wait for space
+	v.mu.RUnlock()
+	if err != nil {
+		return nil, err
+	}
+	debt := foldDebt(t, off, n)
+	if err := v.store.charge(debt); err != nil {
+		return nil, err
+	}
+	op, err := v.take(t, off, n, p)
+	if err != nil {
+		v.store.reserve.pay(debt)
+	}
+	return op, err
+}
+
+// take is begin for a record that is paid for; all of it happens under one lock.
+func (v *Volume) take(t wal.Type, off, n int64, p []byte) (*append1, error) {
 	op := &append1{}
 	if t == wal.TypeWrite {
 		op.body = append([]byte(nil), p...) // copied without being zeroed before
@@ -276,6 +295,7 @@ func (v *Volume) assign(op *append1, t wal.Type, off, n int64) {
 	if t == wal.TypeMark {
 		return
 	}
+	active.debt += foldDebt(t, off, n)
 	v.mu.dataSeq = op.seq
 	now := v.store.o.Now()
 	v.mu.written = now

@@ -26,9 +26,9 @@ type PoolOptions struct {
 	Store        [16]byte
 	SegmentBytes int64 // multiple of 4096; only for new segments
 	BudgetBytes  int64 // no new segment is made above this
-	// Allow is called before a segment is handed out, with the number of segments
-	// that would then be in use. An error (a reserve that cannot be had) is passed on.
-	Allow func(inUse int) error
+	// Allow is called before a segment is handed out. An error (a reserve that cannot be
+	// had) is passed on.
+	Allow func() error
 	// Rand makes log numbers that no guest can guess; nil only with ReadOnly.
 	Rand io.Reader
 	// ReadOnly opens files for reading and makes none.
@@ -75,6 +75,11 @@ func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovere
 	p.mu.all = make(map[uint64]*Segment)
 	p.mu.freed = make(chan struct{})
 	names, err := fsys.ReadDir(dir)
+	if err == nil && !o.ReadOnly {
+		// A process that died after it named a segment may not have synced the name: what
+		// is written into a segment is durable only if its name is.
+		err = fsys.SyncDir(dir)
+	}
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("open journal pool: %w", err)
 	}
@@ -178,11 +183,8 @@ func (s *Segment) readHeader() (Header, error) {
 // Get hands out a segment, making one if none is free and the budget allows.
 // ErrNoSegment: wait on Freed; vfs.ErrNoSpace: the disk is full.
 func (p *Pool) Get() (*Segment, error) {
-	p.mu.Lock()
-	inUse := len(p.mu.all) - len(p.mu.free) + 1
-	p.mu.Unlock()
 	if p.o.Allow != nil {
-		if err := p.o.Allow(inUse); err != nil {
+		if err := p.o.Allow(); err != nil {
 			return nil, err
 		}
 	}
@@ -230,7 +232,7 @@ func (p *Pool) Prepare(free int) error {
 			return nil
 		}
 		if p.o.Allow != nil {
-			if err := p.o.Allow(st.InUse + 1); err != nil {
+			if err := p.o.Allow(); err != nil {
 				return err
 			}
 		}
