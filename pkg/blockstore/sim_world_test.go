@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -78,6 +79,9 @@ var simPool = func() (pool [192]simBlock) {
 	return pool
 }()
 
+// simBuffers have room for the largest volume.
+var simBuffers = sync.Pool{New: func() any { return make([]byte, 5*SizeStep) }}
+
 type chachaReader struct{ *rand.ChaCha8 }
 
 func newSimWorld(seed uint64, out io.Writer) *simWorld {
@@ -85,7 +89,7 @@ func newSimWorld(seed uint64, out io.Writer) *simWorld {
 	w.disk = newSimDisk(w.rng)
 	w.disk.out = out
 	w.o = w.options()
-	w.buf = make([]byte, 4*SizeStep)
+	w.buf = simBuffers.Get().([]byte)
 	w.open()
 	return w
 }
@@ -271,7 +275,7 @@ func (w *simWorld) reopen(power bool) {
 		if again < 3 && w.rng.IntN(4) == 0 {
 			w.disk.planDeath()
 		}
-		s, err := Open(w.disk.fs, testDir, w.o)
+		s, err := Open(simFS{w.disk}, testDir, w.o)
 		if w.disk.dead {
 			w.inside++
 			if err == nil {
@@ -293,7 +297,7 @@ func (w *simWorld) reopen(power bool) {
 }
 
 func (w *simWorld) open() {
-	s, err := Open(w.disk.fs, testDir, w.o)
+	s, err := Open(simFS{w.disk}, testDir, w.o)
 	w.ok(err, "open")
 	w.s, w.coll, w.unsealed = s, nil, w.full
 }
