@@ -35,6 +35,7 @@ type Volume struct {
 	mu struct {
 		sync.RWMutex
 		open       bool     // somebody attached it
+		closing    bool     // its last records are being made durable
 		scratch    *Scratch // somebody opened it with a throw-away layer; never while open
 		layers     []*layer // oldest first; the last is the active one
 		root       dedup.Slot
@@ -259,7 +260,7 @@ func (v *Volume) install(seg *journal.Segment) error {
 	defer v.syncMu.Unlock()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if err := v.usable(); err != nil { // closed meanwhile
+	if err := v.usable(); err != nil && !(v.mu.closing && errors.Is(err, ErrClosed)) { // closed meanwhile
 		seg.Release()
 		return err
 	}
@@ -458,15 +459,31 @@ func (v *Volume) syncJournal() error {
 }
 
 // syncRecovered makes durable what a recovery has read back and no sync has covered
-// since. A volume that failed closed is left as it is.
+// since, of a volume that nobody has open. One that failed closed is left as it is.
 func (v *Volume) syncRecovered() error {
-	v.mu.RLock()
-	failed := v.mu.failed != nil
-	v.mu.RUnlock()
-	if failed {
+	v.mu.Lock()
+	if v.mu.failed != nil {
+		v.mu.Unlock()
 		return nil
 	}
-	return v.syncJournal()
+	v.mu.closing = true
+	v.mu.Unlock()
+	return v.finish()
+}
+
+// finish makes everything durable, and a mark behind it that says so: from then on a bad
+// record is damage and no torn tail. It ends closing.
+func (v *Volume) finish() error {
+	err := v.syncJournal()
+	if err == nil {
+		v.markStep()
+		err = v.syncJournal()
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mu.closing = false
+	v.recovered()
+	return err
 }
 
 // dropMemory lets payloads of records up to seq leave memory. Called with v.mu held.
@@ -488,11 +505,14 @@ func (v *Volume) dropMemory(seq uint64) {
 func (v *Volume) markStep() {
 	op := &append1{}
 	v.mu.Lock()
-	if v.mu.failed != nil || !v.mu.open || v.mu.marked >= v.mu.synced || v.mu.prep != nil {
+	if v.mu.failed != nil || !v.mu.open && !v.mu.closing || v.mu.marked >= v.mu.synced || v.mu.prep != nil {
 		v.mu.Unlock()
 		return
 	}
 	place, ok := v.mu.log.Place(v.mu.next, 0)
+	if !ok && v.mu.closing && v.extend() == nil { // the last chance to say it
+		place, ok = v.mu.log.Place(v.mu.next, 0)
+	}
 	if !ok {
 		v.mu.Unlock()
 		return
