@@ -245,3 +245,36 @@ func FuzzDecodeHeader(f *testing.F) {
 		}
 	})
 }
+
+// A process that dies between the rename of a new segment and the sync of the directory
+// leaves a name that only memory has. What the next process flushes to that segment must
+// not go with the name when the power does.
+func TestNameOfASegmentOfADeadProcess(t *testing.T) { // I1
+	mem := vfs.NewMem()
+	if err := mem.MkdirAll("/j"); err != nil {
+		t.Fatal(err)
+	}
+	disk := vfs.NewFaulty(mem)
+	disk.SetHook(func(op vfs.Op) error {
+		if op.Kind == vfs.OpSyncDir {
+			return vfs.ErrDead
+		}
+		return nil
+	})
+	p, _ := pool(t, disk, 2)
+	if _, err := p.Get(); !errors.Is(err, vfs.ErrDead) {
+		t.Fatalf("a segment without a durable name was handed out: %v", err)
+	}
+	mem.Kill()
+	p, _ = pool(t, mem, 2)
+	if st := p.Stats(); st.Free != 1 {
+		t.Fatalf("the next process finds %+v", st)
+	}
+	w := &writer{t: t, p: p, l: NewLog(p, owner, 1, func() uint64 { return 0 }), next: 1}
+	w.append()
+	w.flush()
+	mem.Crash(nil, 0)
+	if _, owned := pool(t, mem, 2); len(owned) != 1 {
+		t.Fatalf("%d segments with an owner after the power loss, want the one that was flushed", len(owned))
+	}
+}

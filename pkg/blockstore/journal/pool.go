@@ -75,6 +75,11 @@ func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovere
 	p.mu.all = make(map[uint64]*Segment)
 	p.mu.freed = make(chan struct{})
 	names, err := fsys.ReadDir(dir)
+	if err == nil && len(names) > 0 && !o.ReadOnly {
+		// The last process may have died between the rename of a segment and this sync:
+		// what is flushed to it now must not go with its name (I1).
+		err = fsys.SyncDir(dir)
+	}
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("open journal pool: %w", err)
 	}
