@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -88,14 +89,20 @@ func makeRecords(dir string) ([]figure, error) {
 }
 
 func startRecords(dir string) ([]figure, error) {
-	began := time.Now()
-	s, err := blockstore.Open(vfs.NewOS(), dir, blockstore.Options{})
-	took := time.Since(began)
-	if err != nil {
-		return nil, err
+	took := time.Duration(math.MaxInt64)
+	for range tries {
+		began := time.Now()
+		s, err := blockstore.Open(vfs.NewOS(), dir, blockstore.Options{})
+		took = min(took, time.Since(began))
+		if err == nil {
+			err = s.Close()
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 	peak, err := peakMemory()
-	if err := errors.Join(err, s.Close()); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	return []figure{
@@ -104,7 +111,10 @@ func startRecords(dir string) ([]figure, error) {
 	}, nil
 }
 
-// lister times the pages of a list.
+// tries are made of what is short or disturbed by other work; the best one counts.
+const tries = 3
+
+// lister times the pages of a list, each several times.
 type lister struct {
 	worst   time.Duration
 	entries int
@@ -113,12 +123,16 @@ type lister struct {
 // all asks for every page.
 func (l *lister) all(ask func(token string) (entries int, next string, err error)) error {
 	for token := ""; ; {
-		began := time.Now()
-		n, next, err := ask(token)
-		if err != nil {
-			return err
+		best, n, next := time.Duration(math.MaxInt64), 0, ""
+		for range tries {
+			began := time.Now()
+			var err error
+			if n, next, err = ask(token); err != nil {
+				return err
+			}
+			best = min(best, time.Since(began))
 		}
-		l.worst = max(l.worst, time.Since(began))
+		l.worst = max(l.worst, best)
 		l.entries += n
 		if token = next; token == "" {
 			return nil
