@@ -90,6 +90,11 @@ bench: setup build ## compare the attached device with a plain loop device, by f
 	$(GO) build -tags $(TAGS) -trimpath -buildvcs=false -o bin/granary-bench ./test/bench
 	bin/granary-bench -granary bin/granary -out bin/bench.json
 
+.PHONY: scale
+scale: ## measure 10,000 volumes, 100,000 snapshots, marking, small folds, replay; fail over the limits
+	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -buildvcs=false -o bin/granary-scale ./test/scale
+	bin/granary-scale
+
 ##@ Help
 
 .PHONY: help

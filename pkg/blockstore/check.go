@@ -69,7 +69,7 @@ func CheckStopped(ctx context.Context, fsys vfs.FS, dir string, o CheckOptions, 
 	if err != nil {
 		return fmt.Errorf("check store %s: %w", dir, err)
 	}
-	s := &Store{fsys: fsys, dir: dir, o: Options{}.withDefaults(), lock: lock}
+	s := &Store{fsys: fsys, dir: dir, o: Options{}.withDefaults(), lock: lock, census: newCensus()}
 	s.log = s.o.Logger
 	s.mu.volumes = make(map[string]*Volume)
 	s.sched.init()
@@ -91,6 +91,9 @@ func (s *Store) openReadOnly() error {
 		return fmt.Errorf("open store: %w", err)
 	}
 	s.reserve = new(reserve) // nothing is written, so nothing is given up
+	if err := s.census.load(s.cat.View()); err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
 	if err := s.openChunks(true); err != nil {
 		return err
 	}

@@ -154,7 +154,7 @@ func (s *Store) fold(jobs []*foldJob) error {
 			continue
 		}
 		f.job.v.publish(f.job, root)
-		s.addGarbage(f.replaced * BlockSize)
+		s.addGarbage(f.replaced() * BlockSize)
 		s.forgetDamage(healed)
 		healed = nil // its records went with this commit
 	}

@@ -1,6 +1,7 @@
 package blockstore
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -122,6 +123,9 @@ func (v *Volume) lost(err error) {
 // can leave one between the fold of its last cut and the next commit.
 func (s *Store) removeDeleted() error {
 	for _, e := range s.scan(keyVolume) {
+		if !bytes.Contains(e.Value, []byte(`"deleted":true`)) {
+			continue // most: the census has decoded them all
+		}
 		var rec volumeRecord
 		if err := decode(e, &rec); err != nil {
 			return err
@@ -145,6 +149,9 @@ type pendingCut struct {
 func (s *Store) pendingCuts() (map[string][]pendingCut, error) {
 	out := make(map[string][]pendingCut)
 	for _, e := range s.scan(keyCut) {
+		if !bytes.Contains(e.Value, []byte(`"pending":true`)) {
+			continue // most: the census has decoded them all
+		}
 		var c cutRecord
 		if err := decode(e, &c); err != nil {
 			return nil, err

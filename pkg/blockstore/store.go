@@ -42,6 +42,7 @@ type Store struct {
 	id       [16]byte
 	lock     io.Closer
 	cat      *catalog.Catalog
+	census   *census
 	blobs    *blob.Dir
 	chunks   *dedup.Store
 	tree     *blockmap.Tree
@@ -80,7 +81,7 @@ func Open(fsys vfs.FS, dir string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
-	s := &Store{fsys: fsys, dir: dir, o: o, log: o.Logger, lock: lock}
+	s := &Store{fsys: fsys, dir: dir, o: o, log: o.Logger, lock: lock, census: newCensus()}
 	s.mu.volumes = make(map[string]*Volume)
 	s.mu.deleting = make(map[string]bool)
 	s.sched.init()
@@ -102,9 +103,13 @@ func (s *Store) open() error {
 		return fmt.Errorf("open store: %w", err)
 	}
 	s.id = h.store
-	if s.cat, err = catalog.Open(s.fsys, path.Join(s.dir, dirCatalog), s.id, catalog.Options{LogBytes: s.o.CatalogBytes}); err != nil {
+	if s.cat, err = catalog.Open(s.fsys, path.Join(s.dir, dirCatalog), s.id, catalog.Options{LogBytes: s.o.CatalogBytes, Committed: s.census.committed}); err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}
+	if err := s.census.load(s.cat.View()); err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	clean := s.cat.Durable() == h.commit
 	if err := s.openChunks(false); err != nil {
 		return err
 	}
@@ -131,6 +136,7 @@ func (s *Store) open() error {
 	if err := s.reserve.ensure(); err != nil {
 		s.setFull(true, err)
 	}
+	s.resumeEstimate(h, clean)
 	return nil
 }
 
@@ -235,11 +241,31 @@ func (s *Store) Close() error {
 	errs = append(errs, err)
 	if len(errs) == 0 || errors.Join(errs...) == nil {
 		errs = append(errs, s.onReserve(func() error {
-			return writeStoreHeader(s.fsys, s.dir, storeHeader{s.id, s.cat.Durable()})
+			return writeStoreHeader(s.fsys, s.dir, s.cleanHeader())
 		}))
 	}
 	errs = append(errs, s.closeFiles())
 	return errors.Join(errs...)
+}
+
+// cleanHeader is the header that a clean stop leaves.
+func (s *Store) cleanHeader() storeHeader {
+	s.coll.mu.Lock()
+	defer s.coll.mu.Unlock()
+	return storeHeader{store: s.id, commit: s.cat.Durable(), pending: s.coll.mu.pending, held: s.coll.mu.held}
+}
+
+// resumeEstimate takes the garbage that the last process has estimated, if it stopped
+// cleanly and nothing was committed since.
+func (s *Store) resumeEstimate(h storeHeader, clean bool) {
+	if clean {
+		s.coll.mu.pending, s.coll.mu.held = h.pending, h.held
+	} else {
+		s.coll.mu.pending = s.chunks.Stats().Slots * BlockSize
+	}
+	if s.warrantsCollection() {
+		s.sched.kickCollect()
+	}
 }
 
 // closeFiles closes what open opened, without sealing anything.

@@ -32,7 +32,7 @@ func Open(dir *blob.Dir, o Options) (*Store, error) {
 	s := &Store{
 		o: o, dir: dir, codecs: cs, workers: make(chan struct{}, o.Workers),
 		lists: newListCache(o.ListCache), groups: newGroupCache(o.CacheBytes),
-		index: make(map[ChunkID]*chunk), files: make(map[FileNum]*file),
+		index: make(map[ChunkID]*chunk), chunks: make(map[uint32]*chunk), files: make(map[FileNum]*file),
 		damage: make(map[Slot]Damage), damagedFPs: make(map[Fingerprint][]Slot),
 	}
 	s.hooks.budget = o.HookBytes
@@ -402,7 +402,7 @@ func (s *Store) adopt(ff *foundFile) error {
 	}
 	f.synced, f.commit = f.size, ff.commit
 	f.hooks = ff.hooks
-	s.files[f.num] = f
+	s.addFile(f)
 	for i := range ff.chunks {
 		s.insert(f, &ff.chunks[i].head, ff.chunks[i].off, ff.chunks[i].have)
 	}

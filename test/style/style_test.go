@@ -44,6 +44,9 @@ var uses = map[string][]string{
 	"test/demo":   {"test/rig"},
 	"test/bench":  {"test/rig"},
 	"test/device": {"test/rig"},
+	"test/scale": { // no rig: it measures the engine and the driver in its own processes
+		"pkg/driver", "pkg/attach", "pkg/export", "pkg/blockstore", "pkg/dedup", "pkg/blob", "pkg/vfs",
+	},
 	"test/deploy": {},           // a module of its own
 	"test/sanity": {"test/rig"}, // likewise
 	"test/style":  {},
