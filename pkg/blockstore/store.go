@@ -233,6 +233,7 @@ func (s *Store) Close() error {
 		errs = append(errs, err)
 	}
 	s.damageStep()
+	errs = append(errs, s.onReserve(func() error { return s.noteJournals(vols) }))
 	err := s.chunks.Close()
 	if errors.Is(err, ErrNoSpace) { // what cannot be sealed stays open, and the next start seals it
 		s.log.Warn("chunk file not sealed", "err", err)
