@@ -98,7 +98,7 @@ func (rec *recording) examine(ctx context.Context, d *disk, p point, dir string,
 	if err := rig.Mount(ctx, c, rec.fsType, a.Path(), mnt); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, rig.Unmount(context.WithoutCancel(ctx), mnt)) }()
+	defer func() { err = errors.Join(err, unmount(context.WithoutCancel(ctx), mnt)) }()
 	s, stop, err := openStore(filepath.Join(mnt, "store"))
 	if err != nil {
 		return fmt.Errorf("open: %w", err)

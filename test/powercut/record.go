@@ -47,11 +47,23 @@ func record(ctx context.Context, dir, fsType string, seed uint64, entries int, c
 	if err := rec.load.run(ctx, entries); err != nil {
 		return nil, fmt.Errorf("the load, with nothing cut yet: %w", err)
 	}
-	if err := rig.Unmount(ctx, mnt); err != nil {
+	if err := unmount(ctx, mnt); err != nil {
 		return nil, err
 	}
 	rec.entries, err = readLog(logged.log)
 	return rec, err
+}
+
+// unmount unmounts dir. A child that another recording has just forked has our files open
+// until it is the program that it is to be.
+func unmount(ctx context.Context, dir string) (err error) {
+	for range 100 {
+		if err = rig.Unmount(ctx, dir); err == nil {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return err
 }
 
 // mkfs leaves out the discard of the whole device, which would be a long entry of zeros.
