@@ -224,9 +224,11 @@ func (d *daemon) start(ctx context.Context) (err error) {
 	d.running.Go(func() { d.store.Run(work) })
 
 	d.admin = admin.NewServer(d.store, d.attachments, d.log)
-	if err := d.listen(admin.SocketPath(d.dataDir), d.admin.Serve); err != nil {
+	commands, err := admin.Listen(d.dataDir)
+	if err != nil {
 		return err
 	}
+	d.serveOn(commands, d.admin.Serve)
 	if d.socket == "" {
 		return nil
 	}
@@ -350,12 +352,17 @@ func (d *daemon) listen(path string, serve func(net.Listener) error) error {
 	if err != nil {
 		return err
 	}
+	d.serveOn(ln, serve)
+	return nil
+}
+
+// serveOn serves in the background; that it ends with an error ends the daemon.
+func (d *daemon) serveOn(ln net.Listener, serve func(net.Listener) error) {
 	d.running.Go(func() {
 		if err := serve(ln); err != nil {
 			d.failed <- err
 		}
 	})
-	return nil
 }
 
 // stopTelling ends registration and health: kubelet sends no new pods.

@@ -116,7 +116,7 @@ func (f *osFile) Truncate(size int64) error { return mapErr(f.f.Truncate(size)) 
 
 func (f *osFile) Allocate(off, n int64) error {
 	err := f.control("fallocate", func(fd int) error { return unix.Fallocate(fd, 0, off, n) })
-	if errors.Is(err, unix.EOPNOTSUPP) {
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
 		return f.writeZeros(off, n)
 	}
 	return err
