@@ -40,13 +40,14 @@ var uses = map[string][]string{
 	"cmd/granary": {
 		"pkg/driver", "pkg/kubelet", "pkg/socket", "pkg/admin", "pkg/attach", "pkg/export", "pkg/blockstore", "pkg/vfs",
 	},
-	"test/rig":    {},
-	"test/demo":   {"test/rig"},
-	"test/bench":  {"test/rig"},
-	"test/device": {"test/rig"},
-	"test/deploy": {},           // a module of its own
-	"test/sanity": {"test/rig"}, // likewise
-	"test/style":  {},
+	"test/rig":      {},
+	"test/demo":     {"test/rig"},
+	"test/bench":    {"test/rig"},
+	"test/device":   {"test/rig"},
+	"test/deploy":   {},           // a module of its own
+	"test/sanity":   {"test/rig"}, // likewise
+	"test/sabotage": {},
+	"test/style":    {},
 }
 
 // isHelper tells packages for tests alone (exporttest, vfstest): they may import what
