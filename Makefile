@@ -67,6 +67,10 @@ test-deploy: ## check the manifests against Kubernetes' schemas and the driver (
 setup: ## install the Debian packages that are missing; say what else is
 	@hack/setup.sh
 
+.PHONY: sabotage
+sabotage: ## take each safeguard away in a copy of the tree; tests must notice every one
+	$(GO) run -tags $(TAGS) ./test/sabotage
+
 ##@ Building
 
 .PHONY: build

@@ -52,6 +52,7 @@ var uses = map[string][]string{
 	"test/style":    {},
 	"test/torture":  {"test/rig"},
 	"test/powercut": {"test/rig", "pkg/blockstore", "pkg/export", "pkg/vfs"},
+	"test/sabotage": {},
 }
 
 // isHelper tells packages for tests alone (exporttest, vfstest): they may import what

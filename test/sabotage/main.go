@@ -1,0 +1,125 @@
+// Command sabotage takes one safeguard of the engine away at a time, in a copy of the
+// tree, and tells which test notices. A breakage that no test notices is a test that is
+// missing.
+//
+// Run it in the root of the module. It exits with 1 if a breakage survives, does not
+// compile, or no longer applies (its old text is not in its file exactly once), or if
+// the tests fail without any breakage.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"regexp"
+	"sync"
+	"time"
+)
+
+func main() {
+	only := flag.String("only", "", "apply only breakages whose file or purpose matches this regular expression")
+	check := flag.Bool("check", false, "only tell whether every breakage applies")
+	workers := flag.Int("workers", 2, "breakages tested at the same time, each in a copy of its own")
+	limit := flag.Duration("limit", 5*time.Minute, "the longest that one go test may take; one that takes longer proves nothing")
+	flag.Parse()
+	if err := run(*only, *check, *workers, *limit); err != nil {
+		fmt.Fprintln(os.Stderr, "sabotage:", err)
+		os.Exit(1)
+	}
+}
+
+// run does what the flags say; an error if anything is not as it should be.
+func run(only string, check bool, workers int, limit time.Duration) error {
+	pattern, err := regexp.Compile(only)
+	if err != nil {
+		return fmt.Errorf("-only: %w", err)
+	}
+	if workers < 1 {
+		return fmt.Errorf("-workers is %d, must be at least 1", workers)
+	}
+	var list []breakage
+	for _, b := range breakages {
+		if !pattern.MatchString(b.file + " " + b.what) {
+			continue
+		}
+		if _, _, err := b.apply("."); err != nil {
+			return fmt.Errorf("the list is stale: %w", err)
+		}
+		list = append(list, b)
+	}
+	if check {
+		fmt.Printf("%d breakages apply\n", len(list))
+		return nil
+	}
+	return sabotage(list, workers, limit)
+}
+
+// sabotage tests the breakages and prints the table, in the order of the list.
+func sabotage(list []breakage, workers int, limit time.Duration) error {
+	if err := sound(list, limit); err != nil {
+		return err
+	}
+	results := make([]chan result, len(list))
+	work := make(chan int, len(list))
+	for i := range list {
+		results[i] = make(chan result, 1)
+		work <- i
+	}
+	close(work)
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			tree, err := copyTree(".")
+			defer os.RemoveAll(tree)
+			for i := range work {
+				if err != nil {
+					results[i] <- result{err: err}
+					continue
+				}
+				results[i] <- list[i].test(tree, limit)
+			}
+		})
+	}
+	caught, survived, broken := 0, 0, 0
+	for i, b := range list {
+		r := <-results[i]
+		switch {
+		case r.err != nil:
+			broken++
+		case r.by == "":
+			survived++
+		default:
+			caught++
+		}
+		fmt.Printf("%3d  %-44s %-58s %-44s %4.0f s\n", i+1, b.place(), b.what, r, r.took.Seconds())
+	}
+	wg.Wait()
+	fmt.Printf("%d breakages, %d caught, %d survived\n", len(list), caught, survived)
+	if survived+broken > 0 {
+		return fmt.Errorf("%d breakages survived, %d could not be judged", survived, broken)
+	}
+	return nil
+}
+
+// sound runs every test that is to catch a breakage on an unbroken copy: a test that
+// fails there catches nothing.
+func sound(list []breakage, limit time.Duration) error {
+	tree, err := copyTree(".")
+	defer os.RemoveAll(tree)
+	if err != nil {
+		return err
+	}
+	done := make(map[step]bool)
+	for _, b := range list {
+		for _, s := range b.steps {
+			if done[s] {
+				continue
+			}
+			done[s] = true
+			if by, err := s.run(tree, limit); err != nil || by != "" {
+				return fmt.Errorf("without any breakage, %s -run %s: %s %w", s.pkg, s.tests, by, err)
+			}
+		}
+	}
+	return nil
+}
