@@ -235,13 +235,3 @@ func TestPoolBudget(t *testing.T) {
 		t.Fatal(err)
 	}
 }
-
-func FuzzDecodeHeader(f *testing.F) {
-	f.Add(Header{Owner: owner, Epoch: 1, Log: 2, FirstSeq: 3}.Encode())
-	f.Fuzz(func(t *testing.T, page []byte) {
-		h, err := DecodeHeader(page)
-		if err == nil && string(h.Encode()) != string(page[:wal.PageSize]) {
-			t.Fatal("a header that decodes does not encode to the same bytes")
-		}
-	})
-}
