@@ -1,6 +1,7 @@
 package blockstore
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -41,6 +42,9 @@ func decodeStoreHeader(page []byte) (h storeHeader, err error) {
 	}
 	if err := wal.CheckPage(page); err != nil {
 		return h, err
+	}
+	if len(bytes.TrimLeft(page[40:wal.PageSize-4], "\x00")) > 0 {
+		return h, fmt.Errorf("bytes are set that must be zero: %w", ErrCorrupt)
 	}
 	return storeHeader{head.Store, binary.LittleEndian.Uint64(page[32:])}, nil
 }
