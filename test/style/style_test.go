@@ -44,6 +44,7 @@ var uses = map[string][]string{
 	"test/demo":   {"test/rig"},
 	"test/bench":  {"test/rig"},
 	"test/device": {"test/rig"},
+	"test/cover":  {},
 	"test/deploy": {},           // a module of its own
 	"test/sanity": {"test/rig"}, // likewise
 	"test/style":  {},
