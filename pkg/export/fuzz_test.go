@@ -50,8 +50,21 @@ func FuzzRequests(f *testing.F) {
 		ok(t, err)
 		done := make(chan error, 1)
 		go func() { done <- server.Serve() }()
-		ended := false
-		for len(stream) >= 2 && !ended {
+		var refused error // why the last message was none
+		defer func() {
+			unix.Close(fds[1]) // the other readers end with it
+			if err := <-done; (err != nil) != (refused != nil) {
+				t.Errorf("serve: %v, refused is %v", err, refused)
+			}
+			conn.Close()
+			if n := buffers.Taken(); n != 0 {
+				t.Errorf("%d buffers still taken", n)
+			}
+			if readOnly && (dev.holes() > 0 || len(dev.mu.blocks) > 0) {
+				t.Error("a read-only device was changed")
+			}
+		}()
+		for len(stream) >= 2 && refused == nil {
 			n := min(int(stream[0])|int(stream[1])<<8, len(stream)-2)
 			msg := stream[2 : 2+n]
 			stream = stream[2+n:]
@@ -60,32 +73,15 @@ func FuzzRequests(f *testing.F) {
 			}
 			_, err := unix.Write(fds[1], msg)
 			ok(t, err)
-			h, err := parseHeader(msg)
-			if err != nil {
-				ended = true
-				if served := <-done; served == nil {
-					t.Errorf("a message that is none (%v) was passed over", err)
-				}
-				break
+			var h inHeader
+			if h, refused = parseHeader(msg); refused != nil {
+				continue
 			}
 			switch h.op {
 			case opForget, opBatchForget, opInterrupt:
 				continue // no reply
 			}
 			checkReply(t, fds[1], reply, h, msg[inHeaderLen:])
-		}
-		unix.Close(fds[1])
-		if !ended {
-			if err := <-done; err != nil {
-				t.Errorf("serve: %v", err)
-			}
-		}
-		conn.Close()
-		if n := buffers.Taken(); n != 0 {
-			t.Errorf("%d buffers still taken", n)
-		}
-		if readOnly && (dev.holes() > 0 || len(dev.mu.blocks) > 0) {
-			t.Error("a read-only device was changed")
 		}
 	})
 }
@@ -95,10 +91,14 @@ func FuzzRequests(f *testing.F) {
 func checkReply(t *testing.T, fd int, reply []byte, h inHeader, body []byte) {
 	t.Helper()
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	if n, err := unix.Poll(fds, int(20*time.Second/time.Millisecond)); n != 1 || err != nil {
+	n, err := unix.Poll(fds, int(20*time.Second/time.Millisecond))
+	for err == unix.EINTR { // the runtime's signals end it
+		n, err = unix.Poll(fds, int(20*time.Second/time.Millisecond))
+	}
+	if n != 1 || err != nil {
 		t.Fatalf("no reply to opcode %d: %v", h.op, err)
 	}
-	n, err := unix.Read(fd, reply)
+	n, err = unix.Read(fd, reply)
 	ok(t, err)
 	out := reply[:n]
 	if n < outHeaderLen || int(order.Uint32(out)) != n || order.Uint64(out[8:]) != h.unique {
