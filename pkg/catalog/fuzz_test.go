@@ -86,7 +86,7 @@ func fuzzLog(header fileHeader, script []byte) []byte {
 		payload := script[2 : 2+n]
 		script = script[2+n:]
 		rec := wal.Record{Owner: header.store, Epoch: header.epoch, Log: header.log, Seq: seq, Offset: commit, Length: uint64(n)}
-		switch what % 5 {
+		switch what & 0x1f % 5 {
 		case 0:
 			rec.Type = wal.TypeCheckpointPart
 		case 1: // the payload's first byte says how many entries
@@ -100,7 +100,7 @@ func fuzzLog(header fileHeader, script []byte) []byte {
 			commit++
 			rec.Offset, rec.Synced = commit, seq-1
 		case 3: // what a journal has
-			rec.Type, rec.Length, payload = wal.TypeHole, 512, nil
+			rec.Type, rec.Offset, rec.Length, payload = wal.TypeHole, 0, 512, nil
 		case 4: // bytes that are no record
 			file = append(file, pad(bytes.Clone(payload))...)
 			continue
