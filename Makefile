@@ -63,6 +63,22 @@ sanity: setup ## csi-sanity and what it does not look at, the content, against t
 test-deploy: ## check the manifests against Kubernetes' schemas and the driver (needs no root)
 	cd test/deploy && $(GO) test -count=1 -run '$(RUN)' .
 
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (1m), one after the other; FUZZ=name for some
+	@GO='$(GO)' TAGS='$(TAGS)' FUZZTIME='$(FUZZTIME)' FUZZ='$(FUZZ)' hack/fuzz.sh
+
+# What keeps data; the simulated file system in pkg/vfs is a tool of tests.
+DURABLE := pkg/wal pkg/blob pkg/vfs pkg/catalog pkg/dedup pkg/blockstore pkg/blockstore/journal pkg/blockstore/blockmap
+comma   := ,
+empty   :=
+
+.PHONY: cover
+cover: ## lines of the durable packages that unit tests run, and error returns that none does (four minutes)
+	mkdir -p bin
+	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -timeout 20m -coverprofile=bin/cover.out \
+		-coverpkg=$(subst $(empty) $(empty),$(comma),$(addprefix ./,$(DURABLE))) $(addprefix ./,$(DURABLE))
+	$(GO) run ./test/cover -profile bin/cover.out -skip pkg/vfs/mem$(comma)pkg/vfs/faulty $(DURABLE)
+
 .PHONY: setup
 setup: ## install the Debian packages that are missing; say what else is
 	@hack/setup.sh

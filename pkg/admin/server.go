@@ -166,6 +166,9 @@ func readRequest(body io.Reader, req any) error {
 	if err := d.Decode(req); err != nil {
 		return fmt.Errorf("request: %v: %w", err, blockstore.ErrInvalid)
 	}
+	if _, err := d.Token(); err != io.EOF {
+		return fmt.Errorf("request: more than one JSON value: %w", blockstore.ErrInvalid)
+	}
 	return nil
 }
 

@@ -114,3 +114,36 @@ func TestDescriptors(t *testing.T) {
 		t.Errorf("%d descriptors open", open)
 	}
 }
+
+// Every way to the directory that fails says which file it was about.
+func TestFaultsAreTold(t *testing.T) {
+	broken := errors.New("broken")
+	fsys := vfs.NewFaulty(vfs.NewMem())
+	d := newDir(t, fsys)
+	create(t, d, "x.open", "hello").Finish()
+	for _, c := range []struct {
+		kind vfs.OpKind
+		do   func() error
+		text string
+	}{
+		{vfs.OpReadDir, func() error { _, err := d.List(); return err }, "list /a/chunks: broken"},
+		{vfs.OpStat, func() error { _, err := d.List(); return err }, "list /a/chunks: broken"},
+		{vfs.OpOpen, func() error { _, err := d.OpenWrite("x.open"); return err }, "open x.open: broken"},
+		{vfs.OpCreate, func() error { _, err := d.Create("y.open"); return err }, "create y.open: broken"},
+		{vfs.OpSyncDir, func() error { _, err := d.Create("y.open"); return err }, "create y.open: broken"},
+	} {
+		fsys.SetHook(func(op vfs.Op) error {
+			if op.Kind == c.kind {
+				return broken
+			}
+			return nil
+		})
+		if err := c.do(); !errors.Is(err, broken) || err.Error() != c.text {
+			t.Errorf("%v fails: %v, want %q", c.kind, err, c.text)
+		}
+		fsys.SetHook(nil)
+		if l, err := d.List(); err != nil || len(l) != 1 {
+			t.Errorf("after a failed %v: %v, %v", c.kind, l, err)
+		}
+	}
+}

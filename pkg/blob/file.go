@@ -60,16 +60,6 @@ func (f *File) Hold() (release func(), err error) {
 	return f.release, nil
 }
 
-// Size asks the file system for the file's size in bytes.
-func (f *File) Size() (int64, error) {
-	h, err := f.acquire()
-	if err != nil {
-		return 0, err
-	}
-	defer f.release()
-	return h.Size()
-}
-
 // DropCache is vfs.File's.
 func (f *File) DropCache() error {
 	h, err := f.acquire()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -162,19 +163,14 @@ func damageKey(slot dedup.Slot) string {
 	return fmt.Sprintf("%s%s/%04d", keyDamage, slot.Chunk, slot.Slot)
 }
 
-// parseDamageKey is the reverse of damageKey.
+// parseDamageKey is the inverse of damageKey.
 func parseDamageKey(key string) (slot dedup.Slot, ok bool) {
-	chunk, num, found := strings.Cut(strings.TrimPrefix(key, keyDamage), "/")
-	if !found {
-		return slot, false
-	}
+	chunk, num, _ := strings.Cut(strings.TrimPrefix(key, keyDamage), "/")
 	id, err := dedup.ParseChunkID(chunk)
 	if err != nil {
 		return slot, false
 	}
-	n := 0
-	if _, err := fmt.Sscanf(num, "%04d", &n); err != nil || n < 0 || n >= dedup.MaxSlots {
-		return slot, false
-	}
-	return dedup.Slot{Chunk: id, Slot: uint16(n)}, true
+	n, err := strconv.ParseUint(num, 10, 16)
+	slot = dedup.Slot{Chunk: id, Slot: uint16(n)}
+	return slot, err == nil && n < dedup.MaxSlots && damageKey(slot) == key
 }

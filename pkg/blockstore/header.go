@@ -1,6 +1,7 @@
 package blockstore
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -45,6 +46,9 @@ func decodeStoreHeader(page []byte) (h storeHeader, err error) {
 	}
 	if err := wal.CheckPage(page); err != nil {
 		return h, err
+	}
+	if len(bytes.TrimLeft(page[56:wal.PageSize-4], "\x00")) > 0 {
+		return h, fmt.Errorf("bytes are set that must be zero: %w", ErrCorrupt)
 	}
 	number := binary.LittleEndian.Uint64
 	return storeHeader{

@@ -121,14 +121,74 @@ func encode(v any) []byte {
 	return b
 }
 
-// decode reads a record into v, whatever v held before; unknown fields are refused:
-// they would be lost.
+// decode reads a record into v, whatever v held before. Unknown fields are refused: they
+// would be lost. So is what no commit of this program can have written: it would be
+// believed where nothing looks again.
 func decode(e catalog.Entry, v any) error {
 	reflect.ValueOf(v).Elem().SetZero()
 	d := json.NewDecoder(bytes.NewReader(e.Value))
 	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
+	err := d.Decode(v)
+	if err == nil && (e.Value[0] != '{' || d.InputOffset() != int64(len(e.Value))) {
+		err = errors.New("not one JSON object and nothing else")
+	}
+	if r, ok := v.(interface{ validate() error }); err == nil && ok {
+		err = r.validate()
+	}
+	if err != nil {
 		return fmt.Errorf("catalog record %s: %v: %w", e.Key, err, ErrCorrupt)
+	}
+	return nil
+}
+
+// maxSeq is what no sequence has reached by counting.
+const maxSeq = 1 << 62
+
+// validateImage tells what is wrong with the fields that say where an image is.
+func validateImage(size int64, p position, root *rootRef) error {
+	switch {
+	case size < MinVolumeSize || size > MaxVolumeSize || size%BlockSize != 0:
+		return fmt.Errorf("size of %d bytes", size)
+	case p.Seq >= maxSeq:
+		return fmt.Errorf("position at sequence %d", p.Seq)
+	case root != nil && (root.Chunk.IsZero() || root.Slot >= dedup.MaxSlots):
+		return fmt.Errorf("root in slot %d of chunk %s", root.Slot, root.Chunk)
+	}
+	return nil
+}
+
+func (r *volumeRecord) validate() error {
+	if err := validateSector(r.Sector); err != nil {
+		return err
+	}
+	if r.Cut != "" {
+		if err := checkID('c', r.Cut); err != nil {
+			return err
+		}
+	}
+	return validateImage(r.Size, r.Position, r.Root)
+}
+
+func (r *snapshotRecord) validate() error {
+	if err := validateSector(r.Sector); err != nil {
+		return err
+	}
+	if err := checkID('c', r.Cut); err != nil {
+		return err
+	}
+	return validateImage(r.Size, position{}, nil)
+}
+
+func (r *cutRecord) validate() error {
+	if err := checkID('v', r.Volume); err != nil {
+		return err
+	}
+	return validateImage(r.Size, r.Position, r.Root)
+}
+
+func validateSector(bytes int) error {
+	if bytes != 512 && bytes != 4096 {
+		return fmt.Errorf("sector of %d bytes", bytes)
 	}
 	return nil
 }

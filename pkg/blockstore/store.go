@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"path"
 	"sort"
 	"sync"
@@ -141,6 +142,9 @@ func (s *Store) open() error {
 }
 
 func (s *Store) openChunks(readOnly bool) (err error) {
+	if e := s.cat.Epoch(); e > math.MaxUint32 { // numbers of chunk files would repeat
+		return fmt.Errorf("open store: epoch %d: a chunk file's number has room for %d: %w", e, uint32(math.MaxUint32), ErrCorrupt)
+	}
 	dir := path.Join(s.dir, dirChunks)
 	if readOnly {
 		s.blobs = blob.ExistingDir(s.fsys, dir, openFiles)

@@ -489,30 +489,6 @@ func TestDump(t *testing.T) {
 	}
 }
 
-func FuzzDecodeEntries(f *testing.F) {
-	payload, n, _ := encodeOps(7, []Op{put("key", "value"), {Key: "gone"}, put("empty", "")})
-	f.Add(payload[:n])
-	f.Add([]byte{})
-	f.Add([]byte{1, 255, 255, 0})
-	f.Fuzz(func(t *testing.T, data []byte) {
-		var again []byte
-		err := decodeEntries(data, func(key string, revision uint64, value []byte) error {
-			if value == nil {
-				again = appendDelete(again, key)
-			} else {
-				again = appendPut(again, Entry{key, revision, value})
-			}
-			return nil
-		})
-		if err != nil && !errors.Is(err, wal.ErrCorrupt) {
-			t.Fatalf("error of no class: %v", err)
-		}
-		if err == nil && string(again) != string(data) {
-			t.Fatalf("%x encodes to %x", data, again)
-		}
-	})
-}
-
 func BenchmarkOpen_100000(b *testing.B) {
 	mem := vfs.NewMem()
 	c := mustOpen(b, mem, Options{})

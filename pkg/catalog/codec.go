@@ -30,6 +30,10 @@ type fileHeader struct {
 
 const offHeaderEnd = 64
 
+// maxCounter is what no log number, epoch, commit or sequence can have reached by
+// counting: a header that says so is damaged. Counting on from below it never wraps.
+const maxCounter = 1 << 62
+
 // encode returns the header's page.
 func (h fileHeader) encode() []byte {
 	page := make([]byte, wal.PageSize)
@@ -67,6 +71,10 @@ func parseFileHeader(page []byte) (fileHeader, error) {
 	if h.log == 0 || h.epoch == 0 || h.firstSeq == 0 {
 		return fileHeader{}, fmt.Errorf("%w: log %d, epoch %d, first record %d: none may be 0",
 			wal.ErrCorrupt, h.log, h.epoch, h.firstSeq)
+	}
+	if max(h.log, h.epoch, h.commit, h.firstSeq) >= maxCounter {
+		return fileHeader{}, fmt.Errorf("%w: log %d, epoch %d, commit %d, first record %d: all are below %d",
+			wal.ErrCorrupt, h.log, h.epoch, h.commit, h.firstSeq, uint64(maxCounter))
 	}
 	return h, nil
 }

@@ -118,7 +118,7 @@ func (w *logWriter) append(commits []*request) error {
 		at, n, bufs = at+n, 0, bufs[:0]
 		return nil
 	}
-	for _, r := range commits {
+	for i, r := range commits {
 		page := make([]byte, wal.PageSize)
 		wal.EncodeHeader(page, wal.Record{
 			Type: wal.TypeCommit, Owner: w.store, Epoch: w.epoch, Log: w.log,
@@ -127,15 +127,10 @@ func (w *logWriter) append(commits []*request) error {
 		w.seq++
 		bufs = append(bufs, page, r.payload)
 		n += int64(len(page) + len(r.payload))
-		if len(bufs) == cap(bufs) {
+		if len(bufs) == cap(bufs) || i == len(commits)-1 {
 			if err := flush(); err != nil {
 				return err
 			}
-		}
-	}
-	if n > 0 {
-		if err := flush(); err != nil {
-			return err
 		}
 	}
 	if err := w.file.Datasync(); err != nil {

@@ -5,8 +5,6 @@ import (
 	"encoding/hex"
 	"math/rand/v2"
 	"testing"
-
-	"github.com/k8ns/granary/pkg/wal"
 )
 
 // splitTop computes a tree's top the plain way, from all leaves.
@@ -193,66 +191,6 @@ func TestNames(t *testing.T) {
 		if _, _, ok := parseName(name); ok {
 			t.Errorf("%q is taken", name)
 		}
-	}
-}
-
-func FuzzParse(f *testing.F) {
-	full := &tree{kind: KindData, n: 9, have: fullBitmap(9), fps: fingerprints(9)}
-	id, _ := full.id()
-	groups := []storedGroup{{CodecZstd, 1, make([]byte, 9)}, {CodecRaw, 2, make([]byte, BlockSize)}}
-	e, err := encodeChunk(id, full, 3, groups, 1)
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(e.meta)
-	keep := bitmap{0x103}
-	part, _ := full.reduce(&keep)
-	if e, err = encodeChunk(id, part, 3, groups, 1); err != nil {
-		f.Fatal(err)
-	}
-	f.Add(e.meta)
-	f.Add(append(encodeFooter([]footerChunk{{head: e.front.head, off: 64, have: &keep}}, []hook{{32, 0, 2}}), 1, 1))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		// The checksums are put right, so that the fuzzer gets behind them.
-		if len(b) >= headSize {
-			b = bytes.Clone(b)
-			for range 2 {
-				h, err := parseChunkHead(b)
-				if err == nil && len(b) >= headSize+int(h.front)+int(h.list) {
-					fr, ls := b[headSize:headSize+h.front], b[headSize+h.front:headSize+h.front+h.list]
-					h.frontCRC, h.listCRC = wal.PageCRC(fr), wal.PageCRC(ls)
-					if f, err := parseFront(h, fr); err == nil {
-						if tr, err := parseList(f, ls); err == nil {
-							tr.id()
-							one := f.have
-							tr.reduce(&one)
-						}
-					}
-				}
-				copy(b, chunkMagic[:])
-				b[4], b[5] = 1, 0
-				le.PutUint32(b[76:], wal.PageCRC(b[:76]))
-			}
-		}
-		parseFileHeader(b)
-		parseTrailer(b)
-		if len(b) > 2 {
-			parseFooter(b[:len(b)-2], uint32(b[len(b)-1]), uint32(b[len(b)-2]), 1<<20)
-		}
-		scanBytes(b)
-	})
-}
-
-// scanBytes scans b as a file.
-func scanBytes(b []byte) {
-	r := bytes.NewReader(b)
-	for at := int64(0); at >= 0 && at < int64(len(b)); {
-		c, _, err := readWhole(r, at, int64(len(b)))
-		if err == nil {
-			at += c.head.size()
-			continue
-		}
-		at = nextHead(r, at+1, int64(len(b)))
 	}
 }
 

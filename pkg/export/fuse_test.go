@@ -249,16 +249,3 @@ func TestErrno(t *testing.T) {
 		}
 	}
 }
-
-func FuzzRequest(f *testing.F) {
-	f.Add(uint32(opWrite), uint64(2), ioBody(0, 512, make([]byte, 512)...))
-	f.Add(uint32(opFallocate), uint64(2), falloc(0, 512, 2))
-	f.Fuzz(func(t *testing.T, op uint32, node uint64, body []byte) {
-		switch opcode(op) {
-		case opForget, opBatchForget, opInterrupt:
-			t.Skip("no reply")
-		}
-		p, _ := serve(t, newMem(1<<20), FUSEOptions{Readers: 1})
-		p.call(opcode(op), node, body[:min(len(body), 60<<10)])
-	})
-}

@@ -54,7 +54,7 @@ var mountFlags = map[string][]string{
 func CheckMountFlags(fsType string, flags []string) error {
 	words, known := mountFlags[fsType]
 	if !known {
-		return fmt.Errorf("mount flags for filesystem type %q: %w: types are ext4, xfs, btrfs", fsType, ErrInvalid)
+		return fmt.Errorf("mount flags for filesystem type %q: %w: types are ext4, xfs, btrfs", shortened(fsType), ErrInvalid)
 	}
 	for _, flag := range flags {
 		if !slices.ContainsFunc(words, func(w string) bool { return wordAllows(w, flag) }) {

@@ -265,3 +265,24 @@ func TestReadFileError(t *testing.T) {
 		wantErr(t, "ReadFile", err, io.ErrUnexpectedEOF)
 	}
 }
+
+// What an earlier crash has left in the way and cannot be taken away is told.
+func TestWriteFileAtomicOverLeftover(t *testing.T) {
+	mem := vfs.NewMem()
+	f := vfs.NewFaulty(mem)
+	must(t, mem.MkdirAll("/d"))
+	left, err := mem.Create("/d/a.tmp")
+	must(t, err)
+	must(t, left.Close())
+	f.SetHook(func(op vfs.Op) error {
+		if op.Kind == vfs.OpRemove {
+			return errTest
+		}
+		return nil
+	})
+	if err := vfs.WriteFileAtomic(f, "/d/a", nil); !errors.Is(err, errTest) || !strings.HasPrefix(err.Error(), "write /d/a: ") {
+		t.Error(err)
+	}
+	f.SetHook(nil)
+	must(t, vfs.WriteFileAtomic(f, "/d/a", nil))
+}

@@ -36,17 +36,16 @@ func openOS(name string, flag int) (*osFile, error) {
 // control calls fn with the descriptor, which stays open meanwhile, until it is not
 // interrupted any more.
 func (f *osFile) control(op string, fn func(fd int) error) error {
-	conn, err := f.f.SyscallConn()
-	if err != nil {
-		return err
-	}
 	var callErr error
-	err = conn.Control(func(fd uintptr) {
+	conn, err := f.f.SyscallConn()
+	if err == nil && conn.Control(func(fd uintptr) {
 		callErr = fn(int(fd))
 		for errors.Is(callErr, unix.EINTR) {
 			callErr = fn(int(fd))
 		}
-	})
+	}) != nil {
+		err = fs.ErrClosed // there is no other reason, and package os does not name it here
+	}
 	if err == nil {
 		err = callErr
 	}
@@ -65,6 +64,21 @@ func (f *osFile) WriteAt(p []byte, off int64) (int, error) {
 
 // WriteVec is pwritev, repeated while the kernel takes less than it was given.
 func (f *osFile) WriteVec(bufs [][]byte, off int64) (int, error) {
+	return writeAll(bufs, func(rest [][]byte, done int) (n int, err error) {
+		err = f.control("pwritev", func(fd int) (err error) {
+			n, err = unix.Pwritev(fd, rest, off+int64(done))
+			return err
+		})
+		if err == nil && n <= 0 {
+			err = &fs.PathError{Op: "pwritev", Path: f.f.Name(), Err: io.ErrShortWrite}
+		}
+		return n, err
+	})
+}
+
+// writeAll hands bufs to write until all is taken or it fails, at most maxIOV at a time
+// and empty ones never. write is told how many bytes were taken before.
+func writeAll(bufs [][]byte, write func(rest [][]byte, done int) (int, error)) (int, error) {
 	rest := make([][]byte, 0, len(bufs))
 	for _, b := range bufs {
 		if len(b) > 0 {
@@ -73,16 +87,9 @@ func (f *osFile) WriteVec(bufs [][]byte, off int64) (int, error) {
 	}
 	done := 0
 	for len(rest) > 0 {
-		n := 0
-		err := f.control("pwritev", func(fd int) (err error) {
-			n, err = unix.Pwritev(fd, rest[:min(len(rest), maxIOV)], off+int64(done))
-			return err
-		})
+		n, err := write(rest[:min(len(rest), maxIOV)], done)
 		if err != nil {
 			return done, err
-		}
-		if n <= 0 {
-			return done, &fs.PathError{Op: "pwritev", Path: f.f.Name(), Err: io.ErrShortWrite}
 		}
 		done += n
 		rest = advance(rest, n)
@@ -116,6 +123,11 @@ func (f *osFile) Truncate(size int64) error { return mapErr(f.f.Truncate(size)) 
 
 func (f *osFile) Allocate(off, n int64) error {
 	err := f.control("fallocate", func(fd int) error { return unix.Fallocate(fd, 0, off, n) })
+	return f.orWriteZeros(err, off, n)
+}
+
+// orWriteZeros goes on from what fallocate answered.
+func (f *osFile) orWriteZeros(err error, off, n int64) error {
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
 		return f.writeZeros(off, n)
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -206,6 +207,28 @@ func TestDecodeHeader_Refuses(t *testing.T) {
 				t.Errorf("got %v, want %v", err, tc.want)
 			}
 		})
+	}
+}
+
+// TestValidate_Refuses: fields that disagree, and what is said of them.
+func TestValidate_Refuses(t *testing.T) {
+	for text, r := range map[string]Record{
+		"too many pages":          {Type: TypeWrite, Seq: 1, Length: 512, Pages: MaxPayloadPages + 1},
+		"synced mark not below":   {Type: TypeMark, Seq: 1, Synced: 1},
+		"not whole sectors":       {Type: TypeHole, Seq: 1, Length: 511},
+		"range overflows":         {Type: TypeHole, Seq: 1, Offset: 1<<64 - 512, Length: 1024},
+		"must be zero":            {Type: TypeMark, Seq: 1, Length: 512},
+		"length and pages":        {Type: TypeCommit, Seq: 1, Length: 1},
+		"payload where none":      {Type: TypeCheckpointEnd, Seq: 1, Pages: 1},
+		"record 1 has type 65535": {Type: 65535, Seq: 1},
+	} {
+		want := ErrCorrupt
+		if r.Type == 65535 {
+			want = ErrVersion
+		}
+		if err := r.Validate(); !errors.Is(err, want) || !strings.Contains(err.Error(), text) {
+			t.Errorf("%+v: %v, want %q", r, err, text)
+		}
 	}
 }
 

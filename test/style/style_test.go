@@ -53,6 +53,7 @@ var uses = map[string][]string{
 	"test/torture":  {"test/rig"},
 	"test/powercut": {"test/rig", "pkg/blockstore", "pkg/export", "pkg/vfs"},
 	"test/sabotage": {},
+	"test/cover":    {},
 }
 
 // isHelper tells packages for tests alone (exporttest, vfstest): they may import what

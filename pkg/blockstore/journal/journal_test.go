@@ -236,16 +236,6 @@ func TestPoolBudget(t *testing.T) {
 	}
 }
 
-func FuzzDecodeHeader(f *testing.F) {
-	f.Add(Header{Owner: owner, Epoch: 1, Log: 2, FirstSeq: 3}.Encode())
-	f.Fuzz(func(t *testing.T, page []byte) {
-		h, err := DecodeHeader(page)
-		if err == nil && string(h.Encode()) != string(page[:wal.PageSize]) {
-			t.Fatal("a header that decodes does not encode to the same bytes")
-		}
-	})
-}
-
 // TestNameOfASegmentIsDurableAfterAStart: a process may die between naming a segment and
 // syncing the name. The next one finds the file, and what it flushes into it must survive a
 // power loss (I1).

@@ -141,13 +141,10 @@ func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovere
 
 func segmentName(num uint64) string { return fmt.Sprintf("%016x.seg", num) }
 
+// parseName is the inverse of segmentName; other names of the same number are none.
 func parseName(name string) (uint64, bool) {
-	hex, ok := strings.CutSuffix(name, ".seg")
-	if !ok || len(hex) != 16 {
-		return 0, false
-	}
-	n, err := strconv.ParseUint(hex, 16, 64)
-	return n, err == nil
+	n, err := strconv.ParseUint(strings.TrimSuffix(name, ".seg"), 16, 64)
+	return n, err == nil && name == segmentName(n)
 }
 
 func (p *Pool) openSegment(full string, num uint64) (*Segment, error) {
