@@ -26,6 +26,9 @@ func (s *Store) Stats(perVolume bool) Stats {
 	for _, v := range vols {
 		st.LogicalVolumes += v.MappedBytes
 		st.JournalUsed += v.JournalBytes
+		if v.WaitingSince != nil {
+			st.Waiting++
+		}
 	}
 	st.Volumes = len(vols)
 	st.Logical = st.LogicalVolumes
