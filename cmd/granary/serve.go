@@ -55,6 +55,7 @@ type serveOptions struct {
 	journal         sizeFlag
 	cache           sizeFlag
 	reserve         sizeFlag
+	fullTimeout     time.Duration
 	buffers         sizeFlag
 }
 
@@ -81,6 +82,7 @@ second one exits at once, which loses nothing that was acknowledged.`,
 	flags.Var(&o.journal, "journal-size", "budget for journal segments on the disk, preallocated as used (default 512MiB)")
 	flags.Var(&o.cache, "cache-size", "memory for decoded data (default 128MiB)")
 	flags.Var(&o.reserve, "reserve-size", "disk space set aside for working on a full disk (default 64MiB)")
+	flags.DurationVar(&o.fullTimeout, "full-timeout", 30*time.Second, "how long a write to a volume with onFull error waits on a full disk before ENOSPC")
 	flags.Var(&o.buffers, "buffer-size", "memory for requests of the block devices")
 	flags.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	return a.withDataDir(cmd)
@@ -248,6 +250,7 @@ func (d *daemon) openStore(ctx context.Context) (err error) {
 			JournalBytes: int64(d.o.journal),
 			CacheBytes:   int64(d.o.cache),
 			ReserveBytes: int64(d.o.reserve),
+			FullTimeout:  d.o.fullTimeout,
 		})
 		if !errors.Is(err, blockstore.ErrLocked) || time.Now().After(deadline) {
 			return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strconv"
@@ -60,7 +61,7 @@ func printStats(t *table, s blockstore.Stats) {
 	var total blockstore.VolumeInfo
 	for _, v := range s.PerVolume {
 		t.row(v.Name, formatSize(v.SizeBytes), formatSize(v.MappedBytes), formatSize(v.JournalBytes),
-			v.Compression, deviceOf(v), v.Failed)
+			v.Compression, deviceOf(v), cmp.Or(v.Failed, waitingNote(v)))
 		total.SizeBytes += v.SizeBytes
 		total.MappedBytes += v.MappedBytes
 		total.JournalBytes += v.JournalBytes
@@ -70,7 +71,7 @@ func printStats(t *table, s blockstore.Stats) {
 
 func diskNote(s blockstore.Stats) string {
 	if s.Full {
-		return "FULL: writers wait for space"
+		return fmt.Sprintf("FULL: %d volumes wait for space; delete volumes or snapshots, or grow the disk", s.Waiting)
 	}
 	return ""
 }

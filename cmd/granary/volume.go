@@ -26,6 +26,7 @@ func (a *app) volumeCommand() *cobra.Command {
 		a.volumeAttachCommand(),
 		a.volumeDetachCommand(),
 		a.volumeResizeCommand(),
+		a.volumeSetCommand(),
 		a.volumeRemoveCommand(),
 	)
 	return cmd
@@ -58,6 +59,7 @@ func (a *app) volumeCreateCommand() *cobra.Command {
 	flags.StringVar(&req.FromSnapshot, "from-snapshot", "", "start as a copy of this snapshot (name or ID)")
 	flags.StringVar(&req.FromVolume, "from-volume", "", "start as a copy of this volume as it is now (name or ID)")
 	flags.StringVar(&req.Compression, "compression", "", "zstd, s2 or none (default zstd, or the source's)")
+	flags.StringVar(&req.OnFull, "on-full", "", "on a full disk: wait or error (default wait, or the source's)")
 	flags.IntVar(&req.SectorBytes, "block-size", 0, "logical sector in bytes, 512 or 4096 (default 512, or the source's)")
 	cmd.MarkFlagsMutuallyExclusive("from-snapshot", "from-volume")
 	return a.withDataDir(a.withOutput(cmd))
@@ -97,6 +99,9 @@ func (a *app) printVolumes(v any, infos ...blockstore.VolumeInfo) error {
 			if v.FSType != "" {
 				state += " (" + v.FSType + ")"
 			}
+			if v.WaitingSince != nil {
+				state = "WAITING for space since " + formatTime(*v.WaitingSince)
+			}
 			if v.Failed != "" {
 				state = "FAILED"
 			}
@@ -134,6 +139,7 @@ func describeVolume(t *table, v blockstore.VolumeInfo) {
 	t.field("Sector", fmt.Sprintf("%d bytes", v.SectorBytes))
 	t.field("Compression", v.Compression)
 	t.field("On a full disk", v.OnFull)
+	t.field("WAITING", waitingNote(v))
 	t.field("Made from", v.Source)
 	t.field("Created", formatTime(v.Created))
 	t.field("Labels", formatLabels(v.Labels))
@@ -201,6 +207,40 @@ touched: grow it with resize2fs or xfs_growfs, or through CSI.`,
 	}
 	cmd.Flags().Var(&size, "size", "new size: "+sizeForms)
 	return a.withDataDir(a.withOutput(cmd))
+}
+
+func (a *app) volumeSetCommand() *cobra.Command {
+	var onFull string
+	cmd := &cobra.Command{
+		Use:   "set VOLUME --on-full wait|error",
+		Short: "Say what a volume's writes do on a full disk",
+		Long: `Say what a volume's writes do on a full disk, attached or not. wait: they wait
+until there is space. error: they get ENOSPC after the time of serve's --full-timeout,
+those that wait already at once. A filesystem may turn read-only by that, and keeps
+what it has synced.`,
+		Args: cobra.ExactArgs(1),
+		RunE: a.action(func(ctx context.Context, args []string) error {
+			if onFull == "" {
+				return usageError("--on-full is needed: wait or error")
+			}
+			info, err := a.client().SetVolume(ctx, admin.SetVolume{Ref: reference(args[0]), OnFull: onFull})
+			if err != nil {
+				return err
+			}
+			return a.print(info, func(t *table) { describeVolume(t, info) })
+		}),
+	}
+	cmd.Flags().StringVar(&onFull, "on-full", "", "wait or error")
+	return a.withDataDir(a.withOutput(cmd))
+}
+
+// waitingNote tells of a volume whose writes wait for space, and what helps; "" if none do.
+func waitingNote(v blockstore.VolumeInfo) string {
+	if v.WaitingSince == nil {
+		return ""
+	}
+	return "waiting for space since " + formatTime(*v.WaitingSince) +
+		": delete volumes or snapshots, grow the disk, or granary volume set " + v.Name + " --on-full error"
 }
 
 func (a *app) volumeRemoveCommand() *cobra.Command {

@@ -106,6 +106,12 @@ func TestVolumes(t *testing.T) {
 	if info, err := d.Volume(ctx, v.ID); err != nil || !info.Open || info.Device != attached.Device || info.State != blockstore.StateUsed {
 		t.Errorf("Volume = %+v, %v", info, err)
 	}
+	if info, err := d.SetVolume(ctx, admin.SetVolume{Ref: "v", OnFull: "error"}); err != nil || info.OnFull != "error" {
+		t.Errorf("set: %v %v", info.OnFull, err)
+	}
+	if _, err := d.SetVolume(ctx, admin.SetVolume{Ref: "v", OnFull: "panic"}); !errors.Is(err, blockstore.ErrInvalid) {
+		t.Errorf("set to what there is not: %v, want ErrInvalid", err)
+	}
 	if info, err := d.ResizeVolume(ctx, "v", 16<<20); err != nil || info.SizeBytes != 16<<20 {
 		t.Errorf("Resize = %+v, %v", info, err)
 	}

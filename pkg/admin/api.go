@@ -20,6 +20,7 @@ const (
 	opVolumeAttach   = "volume.attach"
 	opVolumeDetach   = "volume.detach"
 	opVolumeResize   = "volume.resize"
+	opVolumeSet      = "volume.set"
 	opVolumeRemove   = "volume.rm"
 	opSnapshotCreate = "snapshot.create"
 	opSnapshotList   = "snapshot.ls"
@@ -52,6 +53,12 @@ type Target struct {
 type ResizeVolume struct {
 	Ref       string `json:"ref"`
 	SizeBytes int64  `json:"size"`
+}
+
+// SetVolume asks for another setting of a volume.
+type SetVolume struct {
+	Ref    string `json:"ref"`
+	OnFull string `json:"onFull"` // wait or error
 }
 
 // Attached tells where a volume is.

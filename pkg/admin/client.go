@@ -89,6 +89,11 @@ func (c *Client) ResizeVolume(ctx context.Context, ref string, size int64) (bloc
 	return post[blockstore.VolumeInfo](ctx, c, opVolumeResize, ResizeVolume{ref, size})
 }
 
+// SetVolume changes what a volume does on a full disk; writes that wait see it at once.
+func (c *Client) SetVolume(ctx context.Context, req SetVolume) (blockstore.VolumeInfo, error) {
+	return post[blockstore.VolumeInfo](ctx, c, opVolumeSet, req)
+}
+
 // DeleteVolume deletes a volume; ErrInUse while it is attached.
 func (c *Client) DeleteVolume(ctx context.Context, ref string) error {
 	_, err := post[nothing](ctx, c, opVolumeRemove, Target{ref})

@@ -70,6 +70,14 @@ func (s *Server) volumeResize(ctx context.Context, req ResizeVolume) (blockstore
 	return s.attacher.Resize(ctx, info.ID, req.SizeBytes)
 }
 
+func (s *Server) volumeSet(_ context.Context, req SetVolume) (blockstore.VolumeInfo, error) {
+	info, err := s.store.Volume(req.Ref)
+	if err != nil {
+		return blockstore.VolumeInfo{}, err
+	}
+	return s.store.SetOnFull(info.ID, req.OnFull)
+}
+
 func (s *Server) volumeRemove(ctx context.Context, req Target) (nothing, error) {
 	info, err := s.store.Volume(req.Ref)
 	if err != nil {

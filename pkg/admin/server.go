@@ -21,6 +21,8 @@ type Store interface {
 	CreateVolume(spec blockstore.VolumeSpec) (blockstore.VolumeInfo, error)
 	Volume(idOrName string) (blockstore.VolumeInfo, error)
 	VolumePage(after string, limit int) []blockstore.VolumeInfo
+	// SetOnFull works on a volume that waits and on a full store.
+	SetOnFull(id, onFull string) (blockstore.VolumeInfo, error)
 	Snapshots
 	Maintenance
 }
@@ -104,6 +106,7 @@ func (s *Server) routes() http.Handler {
 	call(mux, s.log, opVolumeAttach, s.volumeAttach)
 	call(mux, s.log, opVolumeDetach, s.volumeDetach)
 	call(mux, s.log, opVolumeResize, s.volumeResize)
+	call(mux, s.log, opVolumeSet, s.volumeSet)
 	call(mux, s.log, opVolumeRemove, s.volumeRemove)
 	stream(mux, s.log, opSnapshotCreate, s.snapshotCreate)
 	call(mux, s.log, opSnapshotList, s.snapshotList)

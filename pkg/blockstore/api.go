@@ -23,6 +23,13 @@ const (
 	StateUsed       VolumeState = "used"
 )
 
+// What a volume's writes do when the disk is full: wait without limit, or fail with
+// ErrNoSpace after Options.FullTimeout.
+const (
+	OnFullWait  = "wait"
+	OnFullError = "error"
+)
+
 // VolumeSpec is what CreateVolume makes a volume from. Zero fields take defaults, or
 // the source's values when there is a source.
 type VolumeSpec struct {
@@ -30,7 +37,7 @@ type VolumeSpec struct {
 	SizeBytes   int64  // rounded up to SizeStep; 0 = the source's size
 	SectorBytes int    // logical sector: 512 (default) or 4096; inherited
 	Compression string // zstd (default), s2 or none; inherited
-	OnFull      string // "wait" (default)
+	OnFull      string // OnFullWait (default) or OnFullError; inherited
 	// FromSnapshot or FromVolume name a source by ID; at most one.
 	FromSnapshot string
 	FromVolume   string
@@ -56,6 +63,9 @@ type VolumeInfo struct {
 	MappedBytes int64             `json:"logical"`               // not holes, as of the last fold
 	// JournalBytes is what is not folded yet.
 	JournalBytes int64 `json:"journal"`
+	// WaitingSince is when the first of the writes that wait for disk space began to, or
+	// are refused because that took too long; nil: none is.
+	WaitingSince *time.Time `json:"waitingSince,omitempty"`
 	// Failed says why the volume failed closed; empty when it is well.
 	Failed string `json:"failed,omitempty"`
 }
@@ -122,7 +132,8 @@ type Stats struct {
 	CacheHits        int64   `json:"cacheHits"`
 	CacheMisses      int64   `json:"cacheMisses"`
 	DiskFree         int64   `json:"diskFree"`
-	Full             bool    `json:"full"` // writers wait for space
+	Full             bool    `json:"full"`    // only the reserve is left; writers that need space wait
+	Waiting          int     `json:"waiting"` // volumes whose writes wait for space or are refused
 	Damaged          int     `json:"damaged"`
 	ChunkFiles       int     `json:"chunkFiles"`
 	Chunks           int     `json:"chunks"`

@@ -24,6 +24,7 @@ func codecOf(compression string) dedup.Codec {
 func (s *Store) newVolume(id string, rec volumeRecord) *Volume {
 	v := &Volume{store: s, id: id, raw: rawID(id), sector: rec.Sector, codec: codecOf(rec.Compression)}
 	v.size.Store(rec.Size)
+	v.onFull.Store(rec.OnFull)
 	v.mu.layers = []*layer{layerFrom(rec.Position)}
 	v.mu.root = rec.Root.slot()
 	v.mu.pos = rec.Position
@@ -119,6 +120,7 @@ func (v *Volume) Close() error {
 		return fmt.Errorf("volume %s: %w", v.id, ErrClosed)
 	}
 	v.mu.open, v.mu.closing = false, true
+	v.fed()
 	var wait chan struct{}
 	if n := len(v.mu.ops); n > 0 {
 		last := v.mu.ops[n-1]

@@ -35,6 +35,12 @@ type Options struct {
 	IdleBytes int64         // an idle volume is folded from this on; default 1 MiB
 	IdleAfter time.Duration // without a write for this long it is idle; default 2 s
 	MaxAge    time.Duration // any unfolded write is folded after this; default 5 min
+	// FullTimeout is how long a write of a volume with OnFullError waits for space before
+	// it is ErrNoSpace; default 30 s.
+	FullTimeout time.Duration
+	// Events hears of the store's misfortunes at once; nil: nobody does. It may be called
+	// by any goroutine with locks of the store held: it must not block nor call the store.
+	Events func(Event)
 	// MaxLayers is how many cuts of one volume may wait for their fold before
 	// CreateSnapshot waits; default 32.
 	MaxLayers int
@@ -68,6 +74,10 @@ func (o Options) withDefaults() Options {
 	def(&o.IdleBytes, 1<<20)
 	def((*int64)(&o.IdleAfter), int64(2*time.Second))
 	def((*int64)(&o.MaxAge), int64(5*time.Minute))
+	def((*int64)(&o.FullTimeout), int64(30*time.Second))
+	if o.Events == nil {
+		o.Events = func(Event) {}
+	}
 	defInt := func(v *int, d int) {
 		if *v == 0 {
 			*v = d
@@ -89,7 +99,7 @@ func (o Options) validate() error {
 		return fmt.Errorf("journal of %d bytes is smaller than a segment of %d: %w", o.JournalBytes, o.SegmentBytes, ErrInvalid)
 	case o.ChunkFileBytes < 16<<10 || o.ChunkFileBytes > 1<<30:
 		return fmt.Errorf("chunk file of %d bytes: 16 KiB to 1 GiB are allowed: %w", o.ChunkFileBytes, ErrInvalid)
-	case o.CacheBytes < 0 || o.ReserveBytes < 0 || o.FoldBytes < 0 || o.Workers < 0:
+	case o.CacheBytes < 0 || o.ReserveBytes < 0 || o.FoldBytes < 0 || o.Workers < 0 || o.FullTimeout < 0:
 		return fmt.Errorf("a limit is negative: %w", ErrInvalid)
 	}
 	return nil

@@ -23,6 +23,7 @@ func (s *Store) Stats(perVolume bool) Stats {
 	st.LogicalVolumes = figures.logicalVolumes
 	st.Logical = figures.logicalVolumes + figures.logicalSnaps
 	st.JournalUsed = s.journalUsed()
+	st.Waiting = s.waiting()
 	if perVolume {
 		st.PerVolume = s.Volumes()
 	}

@@ -352,9 +352,12 @@ func (s *Store) setFull(full bool, err error) {
 		return
 	}
 	if full {
+		s.o.Events(Event{Kind: StoreFull, Err: err})
 		s.log.Warn("disk is full: writers wait until space returns", "dir", s.dir, "err", err)
 		s.sched.kickCollect()
 	} else {
+		s.feedAll()
+		s.o.Events(Event{Kind: StoreSpaceBack})
 		s.log.Info("disk has space again", "dir", s.dir)
 	}
 }

@@ -28,6 +28,7 @@ type Volume struct {
 	size    atomic.Int64 // bytes; grows only
 	marking atomic.Bool  // a markStep is scheduled
 	syncing atomic.Bool  // a sync is on its way because memory fills
+	onFull  atomic.Value // string: what the catalog's record says, OnFullWait or OnFullError
 
 	foldMu sync.Mutex // one fold at a time
 	syncMu sync.Mutex // one sync of the journal at a time
@@ -58,6 +59,8 @@ type Volume struct {
 		retry      time.Time // no fold before
 		tries      int       // folds that failed since the last that did not
 		folding    bool
+		starved    time.Time // since when records wait for disk space; zero: none does
+		giveUp     bool      // somebody has said that the present wait is over
 	}
 }
 
@@ -88,8 +91,10 @@ func (v *Volume) SectorBytes() int { return v.sector }
 
 // WriteAt writes p at off; both must be multiples of 512 bytes. On return the write
 // survives the death of the process (I1); after the next Flush it survives power
-// loss. On a full disk it waits (I9). p is not kept. ErrFailed once the volume has
-// failed closed. Safe for concurrent use; writes that overlap in time have no order.
+// loss. On a full disk it waits (I9); with OnFullError it is ErrNoSpace after
+// Options.FullTimeout, and what the returned count leaves out is not written. p is not
+// kept. ErrFailed once the volume has failed closed. Safe for concurrent use; writes that
+// overlap in time have no order.
 func (v *Volume) WriteAt(p []byte, off int64) (int, error) {
 	if err := v.checkRange("write", off, int64(len(p))); err != nil {
 		return 0, err
@@ -128,6 +133,7 @@ func (v *Volume) checkRange(what string, off, n int64) error {
 // run takes one record all the way: place, append, acknowledge. It waits for room.
 func (v *Volume) run(t wal.Type, off, n int64, p []byte) error {
 	var room <-chan struct{}
+	var since time.Time // first time that the disk was found full
 	for {
 		op, err := v.begin(t, off, n, p)
 		if errors.Is(err, errWait) {
@@ -136,7 +142,9 @@ func (v *Volume) run(t wal.Type, off, n int64, p []byte) error {
 				continue
 			}
 			v.store.sched.kickFold()
-			<-room
+			if since, err = v.awaitRoom(room, since); err != nil {
+				return err
+			}
 			room = nil
 			continue
 		}
@@ -244,6 +252,9 @@ func (v *Volume) extend() error {
 		err = v.install(seg)
 	}
 	v.mu.Lock()
+	if err == nil {
+		v.fed()
+	}
 	v.mu.prep = nil
 	close(done)
 	if noSpace || errors.Is(err, journal.ErrNoSegment) {
@@ -297,6 +308,7 @@ func (v *Volume) assign(op *append1, t wal.Type, off, n int64) {
 		return
 	}
 	active.debt += foldDebt(t, off, n)
+	v.fed()
 	v.mu.dataSeq = op.seq
 	now := v.store.o.Now()
 	v.mu.written = now
@@ -376,6 +388,7 @@ func (v *Volume) fail(err error) {
 	}
 	v.mu.failed = err
 	v.store.log.Error("volume failed closed", "volume_id", v.id, "err", err)
+	v.store.o.Events(Event{Kind: VolumeFailed, Volume: v.id, Err: err})
 	for _, op := range v.mu.ops {
 		if op.wait != nil {
 			close(op.wait)

@@ -77,12 +77,10 @@ func checkSpec(spec *VolumeSpec) error {
 	default:
 		return fmt.Errorf("compression %q: zstd, s2 and none are allowed: %w", spec.Compression, ErrInvalid)
 	}
-	switch spec.OnFull {
-	case "", "wait":
-	default:
-		return fmt.Errorf("onFull %q: only wait is allowed: %w", spec.OnFull, ErrInvalid)
+	if spec.OnFull == "" {
+		return nil
 	}
-	return nil
+	return checkOnFull(spec.OnFull)
 }
 
 // roundSize rounds a size up to SizeStep; ErrRange outside the limits.
@@ -116,7 +114,7 @@ func (s *Store) newRecord(spec VolumeSpec) volumeRecord {
 		Name: spec.Name, Created: s.o.Now().UTC(), Sector: spec.SectorBytes,
 		Compression: spec.Compression, OnFull: spec.OnFull, Labels: spec.Labels,
 	}
-	rec.inherit(512, "zstd", "wait")
+	rec.inherit(512, "zstd", OnFullWait)
 	return rec
 }
 
@@ -459,6 +457,9 @@ func (s *Store) describe(id string, rec volumeRecord) VolumeInfo {
 		v.mu.RLock()
 		info.Open = v.inUse()
 		info.JournalBytes = v.unfolded()
+		if since := v.mu.starved; !since.IsZero() {
+			info.WaitingSince = &since
+		}
 		if v.mu.failed != nil {
 			info.Failed = v.mu.failed.Error()
 		}

@@ -61,6 +61,7 @@ var storeMetrics = []struct {
 	{storeDesc("journal_used_bytes", "Journal that is not folded yet."), func(s blockstore.Stats) float64 { return float64(s.JournalUsed) }},
 	{storeDesc("disk_free_bytes", "Free space of the data directory's disk."), func(s blockstore.Stats) float64 { return float64(s.DiskFree) }},
 	{storeDesc("damaged_slots", "Blocks that were found damaged and are not healed."), func(s blockstore.Stats) float64 { return float64(s.Damaged) }},
+	{storeDesc("volumes_waiting", "Volumes whose writes wait for disk space or are refused."), func(s blockstore.Stats) float64 { return float64(s.Waiting) }},
 	{storeDesc("full", "1 while writers wait for disk space."), func(s blockstore.Stats) float64 {
 		if s.Full {
 			return 1

@@ -20,7 +20,7 @@ const (
 )
 
 const allowedParameters = paramFSType + " (ext4, xfs, btrfs), " + paramCompression + " (zstd, s2, none), " +
-	paramBlockSize + " (512, 4096), " + paramOnFull + " (wait)"
+	paramBlockSize + " (512, 4096), " + paramOnFull + " (wait, error)"
 
 // sidecarKey matches the keys that Kubernetes' sidecars add or use: names of the
 // objects behind a call, as csi.storage.k8s.io/pvc/name, and of secrets. They are kept
@@ -74,7 +74,7 @@ func parseVolumeParameters(params map[string]string) (volumeParameters, error) {
 			err = oneOf(value, "512", "4096")
 		case key == paramOnFull:
 			p.onFull = value
-			err = oneOf(value, "wait")
+			err = oneOf(value, blockstore.OnFullWait, blockstore.OnFullError)
 		case sidecarKey.MatchString(key):
 			p.labels[key] = value
 		default:

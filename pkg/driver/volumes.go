@@ -183,7 +183,8 @@ func (d *Driver) source(spec blockstore.VolumeSpec) (size int64, fsType string, 
 	return defaultVolumeSize, "", nil
 }
 
-// differs says how a volume is not what was asked for; "" if it is.
+// differs says how a volume is not what was asked for; "" if it is. What onFull says may
+// have been changed since, and does not count.
 func (c creation) differs(info blockstore.VolumeInfo) string {
 	spec := c.spec
 	source := spec.FromSnapshot + spec.FromVolume // at most one is set
@@ -199,8 +200,6 @@ func (c creation) differs(info blockstore.VolumeInfo) string {
 		return fmt.Sprintf("its compression is %s, not %s", info.Compression, spec.Compression)
 	case spec.SectorBytes != 0 && spec.SectorBytes != info.SectorBytes:
 		return fmt.Sprintf("its block size is %d, not %d", info.SectorBytes, spec.SectorBytes)
-	case spec.OnFull != "" && spec.OnFull != info.OnFull:
-		return fmt.Sprintf("its onFull is %s, not %s", info.OnFull, spec.OnFull)
 	case c.fsType != info.Labels[paramFSType]:
 		return fmt.Sprintf("its filesystem type is %q, not %q", info.Labels[paramFSType], c.fsType)
 	}

@@ -283,6 +283,23 @@ func (e *Engine) ResizeVolume(id string, size int64) (blockstore.VolumeInfo, err
 	return e.describe(v), nil
 }
 
+// SetOnFull implements admin.Store.
+func (e *Engine) SetOnFull(id, onFull string) (blockstore.VolumeInfo, error) {
+	if err := e.enter("SetOnFull"); err != nil {
+		return blockstore.VolumeInfo{}, err
+	}
+	defer e.mu.Unlock()
+	v, err := e.find(id)
+	if err != nil {
+		return blockstore.VolumeInfo{}, err
+	}
+	if onFull != blockstore.OnFullWait && onFull != blockstore.OnFullError {
+		return blockstore.VolumeInfo{}, fmt.Errorf("onFull %q: %w", onFull, blockstore.ErrInvalid)
+	}
+	v.info.OnFull = onFull
+	return e.describe(v), nil
+}
+
 // SetVolumeState implements attach.Store.
 func (e *Engine) SetVolumeState(id string, state blockstore.VolumeState, fsType string) error {
 	if err := e.enter("SetVolumeState"); err != nil {

@@ -1,0 +1,155 @@
+package blockstore
+
+import (
+	"fmt"
+	"time"
+)
+
+// EventKind says what has happened.
+type EventKind string
+
+const (
+	// StoreFull: only the reserve is left; Err is what met the full disk.
+	StoreFull EventKind = "StoreFull"
+	// StoreSpaceBack: the reserve is whole again and there is room.
+	StoreSpaceBack EventKind = "StoreSpaceBack"
+	// VolumeWaiting: the first of a volume's writes waits for space.
+	VolumeWaiting EventKind = "VolumeWaiting"
+	// VolumeFailed: the volume failed closed (I8); Err says why.
+	VolumeFailed EventKind = "VolumeFailed"
+)
+
+// Event is told to Options.Events. Volume is an ID, empty for what is the store's.
+type Event struct {
+	Kind   EventKind
+	Volume string
+	Err    error
+}
+
+func checkOnFull(onFull string) error {
+	if onFull != OnFullWait && onFull != OnFullError {
+		return fmt.Errorf("onFull %q: %s and %s are allowed: %w", onFull, OnFullWait, OnFullError, ErrInvalid)
+	}
+	return nil
+}
+
+// SetOnFull says durably what the volume's writes do on a full disk, attached or not. Those
+// that wait already are ended at once by OnFullError; OnFullWait lets the next ones wait.
+// It works on a full store.
+func (s *Store) SetOnFull(id, onFull string) (VolumeInfo, error) {
+	if err := checkID('v', id); err != nil {
+		return VolumeInfo{}, err
+	}
+	if err := checkOnFull(onFull); err != nil {
+		return VolumeInfo{}, err
+	}
+	err := s.updateVolume(id, func(rec *volumeRecord) error {
+		rec.OnFull = onFull
+		return nil
+	})
+	if err != nil {
+		return VolumeInfo{}, fmt.Errorf("set onFull: %w", err)
+	}
+	s.applyOnFull(id)
+	return s.Volume(id)
+}
+
+// applyOnFull takes over what the catalog says; of two that change it at once both apply
+// the last.
+func (s *Store) applyOnFull(id string) {
+	v := s.loaded(id)
+	if v == nil {
+		return
+	}
+	v.mu.Lock()
+	v.loadOnFull()
+	v.mu.giveUp = !v.mu.starved.IsZero() && v.errorsWhenFull()
+	v.mu.Unlock()
+	s.pool.Wake()
+}
+
+// loadOnFull reads the record's setting. Called with v.mu held or before v is shared; of
+// the catalog it only takes memory's locks.
+func (v *Volume) loadOnFull() {
+	var rec volumeRecord
+	if _, err := get(v.store.cat, keyVolume+v.id, &rec); err == nil {
+		v.onFull.Store(rec.OnFull)
+	}
+}
+
+func (v *Volume) errorsWhenFull() bool { return v.onFull.Load() == OnFullError }
+
+// awaitRoom waits until room is closed, or as long as a full disk may take. since is when
+// the caller first found the disk full, zero if it has not; it returns that time, and
+// ErrNoSpace when the wait is over. A wait for a fold alone has no limit.
+func (v *Volume) awaitRoom(room <-chan struct{}, since time.Time) (time.Time, error) {
+	if !v.store.isFull() {
+		<-room
+		return since, nil
+	}
+	now := v.store.o.Now()
+	if since.IsZero() {
+		since = now
+	}
+	began, giveUp := v.starve(now)
+	if !v.errorsWhenFull() {
+		<-room
+		return since, nil
+	}
+	if began.Before(since) {
+		since = began
+	}
+	left := since.Add(v.store.o.FullTimeout).Sub(now)
+	if giveUp || left <= 0 {
+		return since, fmt.Errorf("volume %s: the disk below %s is full since %s; delete volumes or snapshots, or grow it: %w",
+			v.id, v.store.dir, since.UTC().Format(time.RFC3339), ErrNoSpace)
+	}
+	timer := time.NewTimer(left)
+	defer timer.Stop()
+	select {
+	case <-room:
+	case <-timer.C:
+	}
+	return since, nil
+}
+
+// starve notes that a record waits for space, and tells since when one does and whether
+// the wait is to end.
+func (v *Volume) starve(now time.Time) (since time.Time, giveUp bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.mu.starved.IsZero() {
+		v.mu.starved = now
+		v.store.log.Warn("volume waits for disk space", "volume_id", v.id, "on_full", v.onFull.Load())
+		v.store.o.Events(Event{Kind: VolumeWaiting, Volume: v.id})
+	}
+	return v.mu.starved, v.mu.giveUp
+}
+
+// fed ends a wait for space. Called with v.mu held.
+func (v *Volume) fed() { v.mu.starved, v.mu.giveUp = time.Time{}, false }
+
+// waiting counts the volumes whose records wait for space.
+func (s *Store) waiting() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, v := range s.mu.volumes {
+		v.mu.RLock()
+		if !v.mu.starved.IsZero() {
+			n++
+		}
+		v.mu.RUnlock()
+	}
+	return n
+}
+
+// feedAll ends the waits of all volumes: those that still want space say so again.
+func (s *Store) feedAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, v := range s.mu.volumes {
+		v.mu.Lock()
+		v.fed()
+		v.mu.Unlock()
+	}
+}
