@@ -74,7 +74,7 @@ func (r *reserve) charge(n int64) error {
 	if r.debt.Add(n) <= r.covered.Load() {
 		return nil
 	}
-	err := r.ensure()
+	err := r.ensure(0)
 	if err != nil {
 		r.debt.Add(-n)
 	}
@@ -84,18 +84,19 @@ func (r *reserve) charge(n int64) error {
 // pay takes n bytes from the debt.
 func (r *reserve) pay(n int64) { r.debt.Add(-n) }
 
-// wanted is how many files there should be. Called with r.mu held.
-func (r *reserve) wanted() int {
-	return r.base + int((r.debt.Load()+r.fileBytes-1)/r.fileBytes)
+// wanted is how many files there should be if the debt grew by more bytes. Called with
+// r.mu held.
+func (r *reserve) wanted(more int64) int {
+	return r.base + int((r.debt.Load()+more+r.fileBytes-1)/r.fileBytes)
 }
 
-// ensure allocates what is missing for collection and the debt. ErrNoSpace if the disk is
-// full.
-func (r *reserve) ensure() error {
+// ensure allocates what is missing for collection, the debt and more bytes of it.
+// ErrNoSpace if the disk is full.
+func (r *reserve) ensure(more int64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	defer r.count()
-	for len(r.mu.files) < r.wanted() {
+	for len(r.mu.files) < r.wanted(more) {
 		full := path.Join(r.dir, fmt.Sprintf("%08d", r.mu.next))
 		r.mu.next++
 		if err := r.allocate(full); err != nil {
@@ -129,7 +130,7 @@ func (r *reserve) trim() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	defer r.count()
-	for len(r.mu.files) > 2*r.wanted()+1 {
+	for len(r.mu.files) > 2*r.wanted(0)+1 {
 		if err := r.drop(); err != nil {
 			return err
 		}

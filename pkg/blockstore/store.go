@@ -134,7 +134,7 @@ func (s *Store) open() error {
 	if err := s.removeDeleted(); err != nil {
 		return err
 	}
-	if err := s.reserve.ensure(); err != nil {
+	if err := s.reserve.ensure(0); err != nil {
 		s.setFull(true, err)
 	}
 	s.resumeEstimate(h, clean)
@@ -300,11 +300,14 @@ func (s *Store) charge(n int64) error {
 }
 
 // allowSegment is asked before a segment goes to a writer: the reserve must be whole.
-func (s *Store) allowSegment() error {
+func (s *Store) allowSegment() error { return s.wholeReserve(0) }
+
+// wholeReserve sees that the reserve covers more bytes than folding needs now.
+func (s *Store) wholeReserve(more int64) error {
 	if s.reserve == nil {
 		return nil
 	}
-	err := s.reserve.ensure()
+	err := s.reserve.ensure(more)
 	if errors.Is(err, ErrNoSpace) {
 		s.setFull(true, err)
 	}
@@ -314,7 +317,7 @@ func (s *Store) allowSegment() error {
 // probeSpace finds out whether a full disk has room again for the reserve and for the
 // next segment, and lets the writers look.
 func (s *Store) probeSpace() {
-	err := s.allowSegment()
+	err := s.wholeReserve(s.reserve.fileBytes) // room for records too, or they find it full again
 	if err == nil {
 		err = s.pool.Prepare(1)
 	}
