@@ -49,6 +49,12 @@ sim: ## simulate SEEDS seeds from FIRST_SEED on: the engine on a disk that crash
 rot: ## flip every byte, cut to every length and zero every sector of a small store (hours)
 	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -count=1 -v -timeout 0 -run '^TestRot$$' ./pkg/blockstore -rot.all
 
+.PHONY: sim-csi
+sim-csi: ## simulate CSI calls for SEEDS seeds: the driver on that engine, dying in the middle of calls
+	@mkdir -p bin
+	@CGO_ENABLED=0 $(GO) test -tags $(TAGS) -c -o bin/sim.test ./pkg/blockstore
+	@cd bin && ./sim.test -test.timeout 0 -test.run '^TestSimulationCSI$$' -simcsi.seeds $(SEEDS) -simcsi.first $(FIRST_SEED) $(SIMFLAGS) | grep -vx 'PASS\|FAIL'
+
 .PHONY: test-device
 test-device: ## tests on real block devices and file systems alone (root, /dev/fuse)
 	GRANARY_DEVICE_TESTS=require GRANARY_DEVICE_RACE=$(if $(TEST_RACE),1,0) \

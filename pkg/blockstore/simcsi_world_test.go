@@ -142,7 +142,7 @@ func (w *csiWorld) halt() {
 		w.d.Stop(context.Background())
 	}
 	for _, device := range w.host.Attached() {
-		w.ok(w.host.Kill(device), "kill %s", device)
+		w.ok(w.host.Bury(device), "kill %s", device)
 	}
 	if w.s != nil {
 		w.s.Abandon()

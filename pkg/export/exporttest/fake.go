@@ -88,6 +88,21 @@ func (h *Host) Kill(device string) error {
 	return l.conn.Abort()
 }
 
+// Bury is Kill for a process that nobody asks for anything any more: what it had open of
+// the device is closed too, as the kernel closes a dead process's files.
+func (h *Host) Bury(device string) error {
+	err := h.Kill(device)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l := h.mu.loops[device]
+	for file, c := range h.mu.files {
+		if l != nil && c == l.conn {
+			_ = file.Close() // it may be closed already: a device is buried once for each life
+		}
+	}
+	return err
+}
+
 // ReadAt reads from an attached device through its server, at most 64 KiB.
 func (h *Host) ReadAt(device string, p []byte, off int64) error {
 	l, err := h.loop(device)
