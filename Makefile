@@ -61,6 +61,16 @@ test-deploy: ## check the manifests against Kubernetes' schemas and the driver (
 setup: ## install the Debian packages that are missing; say what else is
 	@hack/setup.sh
 
+.PHONY: torture
+torture: setup build ## kill -9 the daemon under verified load on raw, ext4 and xfs (ROUNDS=200 SEED=n)
+	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -buildvcs=false -o bin/granary-torture ./test/torture
+	bin/granary-torture -granary bin/granary -rounds $(or $(ROUNDS),200) $(if $(SEED),-seed $(SEED))
+
+.PHONY: powercut
+powercut: setup ## cut the power below ext4 and xfs at every flush and between (POINTS=1000 SEED=n)
+	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -buildvcs=false -o bin/granary-powercut ./test/powercut
+	bin/granary-powercut -points $(or $(POINTS),1000) $(if $(SEED),-seed $(SEED))
+
 ##@ Building
 
 .PHONY: build
