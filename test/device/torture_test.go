@@ -1,7 +1,7 @@
 package device
 
 import (
-	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,16 +21,15 @@ func runProgram(t *testing.T, pkg string, limit time.Duration, last string, args
 		}
 		t.Skipf("cannot test devices: %v", notReady)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	defer cancel()
 	bin := filepath.Join(t.TempDir(), filepath.Base(pkg))
-	if _, err := rig.Run(ctx, limit, "go", "build", "-tags", "grpcnotrace", "-buildvcs=false", "-o", bin, pkg); err != nil {
+	if _, err := rig.Run(t.Context(), limit, "go", "build", "-tags", "grpcnotrace", "-buildvcs=false", "-o", bin, pkg); err != nil {
 		t.Fatal(err)
 	}
 	if seed := os.Getenv("GRANARY_SEED"); seed != "" {
 		args = append(args, "-seed", seed)
 	}
-	out, err := rig.Run(ctx, limit, bin, args...)
+	// timeout's SIGTERM, unlike our SIGKILL, lets it take away what it made.
+	out, err := rig.Run(t.Context(), limit+time.Minute, "timeout", append([]string{"-k", "45", fmt.Sprint(limit.Seconds()), bin}, args...)...)
 	t.Log(out)
 	if err != nil {
 		t.Fatal(err)
