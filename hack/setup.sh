@@ -28,6 +28,7 @@ need fstrim util-linux
 need losetup mount
 need modprobe kmod
 need gcc gcc
+need qemu-storage-daemon qemu-system-common
 # The race detector links against the C library's start files.
 [ -e /usr/include/stdlib.h ] || packages+=(libc6-dev)
 

@@ -25,11 +25,11 @@ import (
 	"github.com/k8ns/granary/test/rig"
 )
 
-// Points taken from one recording, and how long it is in entries of the log.
-const (
-	pointsPerRecording  = 125
-	entriesPerRecording = 2500
-)
+// pointsPerRecording are taken from one recording at most.
+const pointsPerRecording = 125
+
+// entriesFor is how many entries of the log a recording for n points has.
+func entriesFor(n int) int { return 400 + 16*n }
 
 func main() {
 	points := flag.Int("points", 1000, "points to cut at")
@@ -96,7 +96,7 @@ func (r *run) recording(ctx context.Context, fsType string, seed uint64, n int) 
 		return err
 	}
 	begun := time.Now()
-	rec, err := record(ctx, dir, fsType, seed, entriesPerRecording, &c)
+	rec, err := record(ctx, dir, fsType, seed, entriesFor(n), &c)
 	if err != nil {
 		return err
 	}

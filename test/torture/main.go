@@ -49,6 +49,7 @@ func main() {
 	t := newTorture(o)
 	err := t.run(ctx)
 	signal.Ignore(os.Interrupt, syscall.SIGTERM)
+	t.over.Store(true)
 	losses := 0
 	if err != nil {
 		losses = 1
