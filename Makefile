@@ -33,15 +33,21 @@ test: setup test-unit sim test-device sanity test-deploy ## run all tests: unit,
 test-unit: ## unit and model tests alone (needs no root)
 	CGO_ENABLED=$(if $(TEST_RACE),1,0) $(GO) test $(TEST_RACE) -tags $(TAGS) -timeout 20m -run '$(RUN)' $(PKG)
 
-# Seeds of the simulation; `make test` runs the first thousand.
+# Seeds of the simulation; `make test` runs the first thousand. SIMFLAGS: -sim.trace
+# prints a seed's every operation, -sim.twice 1 runs every seed twice and compares digests.
 SEEDS      ?= 1000
 FIRST_SEED ?= 1
+SIMFLAGS   ?=
 
 .PHONY: sim
 sim: ## simulate SEEDS seeds from FIRST_SEED on: the engine on a disk that crashes, against a model
 	@mkdir -p bin
 	@CGO_ENABLED=0 $(GO) test -tags $(TAGS) -c -o bin/sim.test ./pkg/blockstore
-	@cd bin && ./sim.test -test.timeout 0 -test.run '^TestSimulation$$' -sim.seeds $(SEEDS) -sim.first $(FIRST_SEED) | grep -vx 'PASS\|FAIL'
+	@cd bin && ./sim.test -test.timeout 0 -test.run '^TestSimulation$$' -sim.seeds $(SEEDS) -sim.first $(FIRST_SEED) $(SIMFLAGS) | grep -vx 'PASS\|FAIL'
+
+.PHONY: rot
+rot: ## flip every byte, cut to every length and zero every sector of a small store (hours)
+	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -count=1 -v -timeout 0 -run '^TestRot$$' ./pkg/blockstore -rot.all
 
 .PHONY: test-device
 test-device: ## tests on real block devices and file systems alone (root, /dev/fuse)
@@ -97,6 +103,11 @@ clean: ## remove what was built
 bench: setup build ## compare the attached device with a plain loop device, by fio (under five minutes)
 	$(GO) build -tags $(TAGS) -trimpath -buildvcs=false -o bin/granary-bench ./test/bench
 	bin/granary-bench -granary bin/granary -out bin/bench.json
+
+.PHONY: scale
+scale: ## measure 10,000 volumes, 100,000 snapshots, marking, small folds, replay; fail over the limits
+	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -buildvcs=false -o bin/granary-scale ./test/scale
+	bin/granary-scale
 
 ##@ Help
 

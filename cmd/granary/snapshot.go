@@ -51,6 +51,7 @@ is, folded into the store.`,
 
 func (a *app) snapshotListCommand() *cobra.Command {
 	var volume string
+	var page admin.Page
 	cmd := &cobra.Command{
 		Use:     "ls [VOLUME]",
 		Aliases: []string{"list"},
@@ -60,16 +61,14 @@ func (a *app) snapshotListCommand() *cobra.Command {
 			if len(args) > 0 {
 				volume = reference(args[0])
 			}
-			infos, err := a.client().Snapshots(ctx, volume)
+			infos, err := a.client().Snapshots(ctx, volume, page)
 			if err != nil {
 				return err
-			}
-			if infos == nil {
-				infos = []blockstore.SnapshotInfo{}
 			}
 			return a.printSnapshots(infos, infos...)
 		}),
 	}
+	pageFlags(cmd, &page, "snapshot")
 	return a.withDataDir(a.withOutput(cmd))
 }
 

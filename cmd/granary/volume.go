@@ -64,23 +64,28 @@ func (a *app) volumeCreateCommand() *cobra.Command {
 }
 
 func (a *app) volumeListCommand() *cobra.Command {
+	var page admin.Page
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List the volumes",
 		Args:    cobra.NoArgs,
 		RunE: a.action(func(ctx context.Context, _ []string) error {
-			infos, err := a.client().Volumes(ctx)
+			infos, err := a.client().Volumes(ctx, page)
 			if err != nil {
 				return err
-			}
-			if infos == nil {
-				infos = []blockstore.VolumeInfo{}
 			}
 			return a.printVolumes(infos, infos...)
 		}),
 	}
+	pageFlags(cmd, &page, "volume")
 	return a.withDataDir(a.withOutput(cmd))
+}
+
+// pageFlags lets a list be shown in parts.
+func pageFlags(cmd *cobra.Command, page *admin.Page, what string) {
+	cmd.Flags().IntVar(&page.Limit, "limit", 0, "show at most so many, in the order of IDs; 0: all, by name")
+	cmd.Flags().StringVar(&page.After, "after", "", "show only what comes after this "+what+" ID")
 }
 
 // printVolumes prints v as JSON or the volumes as a table.

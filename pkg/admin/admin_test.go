@@ -125,7 +125,7 @@ func TestVolumes(t *testing.T) {
 			t.Errorf("%s of nothing: %v", name, err)
 		}
 	}
-	if infos, err := d.Volumes(ctx); err != nil || len(infos) != 0 {
+	if infos, err := d.Volumes(ctx, admin.Page{}); err != nil || len(infos) != 0 {
 		t.Errorf("Volumes = %+v, %v", infos, err)
 	}
 }
@@ -143,7 +143,7 @@ func TestSnapshotsAndSources(t *testing.T) {
 	if s, err := d.CreateSnapshot(ctx, admin.CreateSnapshot{Volume: v.ID, Name: "s2"}, nil); err != nil || s.Ready {
 		t.Errorf("without wait: %+v, %v", s, err)
 	}
-	if list, err := d.Snapshots(ctx, "v"); err != nil || len(list) != 2 {
+	if list, err := d.Snapshots(ctx, "v", admin.Page{}); err != nil || len(list) != 2 {
 		t.Errorf("Snapshots = %+v, %v", list, err)
 	}
 	for _, req := range []admin.CreateVolume{{Name: "r", FromSnapshot: "s"}, {Name: "c", FromVolume: "v"}} {
@@ -205,7 +205,7 @@ func TestNoDaemon(t *testing.T) {
 		case "no directory":
 			os.RemoveAll(dir)
 		}
-		_, err := c.Volumes(context.Background())
+		_, err := c.Volumes(context.Background(), admin.Page{})
 		if !errors.Is(err, admin.ErrNoDaemon) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", what, err)
 		}

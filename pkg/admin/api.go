@@ -69,9 +69,27 @@ type CreateSnapshot struct {
 	Wait   bool              `json:"wait,omitempty"`
 }
 
+// Page is a part of a list, in the order of IDs: what comes after an ID ("" for the
+// first), at most Limit entries; 0 and more than maxPage are maxPage.
+type Page struct {
+	After string `json:"after,omitempty"`
+	Limit int    `json:"limit,omitempty"`
+}
+
+// maxPage bounds what one answer holds.
+const maxPage = 1000
+
+func (p Page) limit() int {
+	if p.Limit <= 0 {
+		return maxPage
+	}
+	return min(p.Limit, maxPage)
+}
+
 // ListSnapshots asks for the snapshots of a volume, or for all.
 type ListSnapshots struct {
 	Volume string `json:"volume,omitempty"`
+	Page
 }
 
 // StatsRequest asks for the store's statistics.

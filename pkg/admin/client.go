@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
+	"strings"
 
 	"github.com/k8ns/granary/pkg/blockstore"
 )
@@ -33,9 +35,36 @@ func (c *Client) CreateVolume(ctx context.Context, req CreateVolume) (blockstore
 	return post[blockstore.VolumeInfo](ctx, c, opVolumeCreate, req)
 }
 
-// Volumes lists the volumes by name.
-func (c *Client) Volumes(ctx context.Context) ([]blockstore.VolumeInfo, error) {
-	return post[[]blockstore.VolumeInfo](ctx, c, opVolumeList, nothing{})
+// Volumes lists a page of the volumes; a zero limit is no limit, and then they are
+// listed by name.
+func (c *Client) Volumes(ctx context.Context, p Page) ([]blockstore.VolumeInfo, error) {
+	return list(p, func(p Page) ([]blockstore.VolumeInfo, error) {
+		return post[[]blockstore.VolumeInfo](ctx, c, opVolumeList, p)
+	}, func(v blockstore.VolumeInfo) (id, name string) { return v.ID, v.Name })
+}
+
+// list asks for pages until it has what p wants.
+func list[T any](p Page, ask func(Page) ([]T, error), names func(T) (id, name string)) ([]T, error) {
+	name := func(t T) string { _, name := names(t); return name }
+	all := []T{}
+	for next := p; ; {
+		if p.Limit > 0 {
+			next.Limit = p.Limit - len(all)
+		}
+		some, err := ask(next)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, some...)
+		if len(some) < next.limit() || len(all) == p.Limit {
+			break
+		}
+		next.After, _ = names(some[len(some)-1])
+	}
+	if p.Limit == 0 {
+		slices.SortFunc(all, func(a, b T) int { return strings.Compare(name(a), name(b)) })
+	}
+	return all, nil
 }
 
 // Volume describes a volume, by name or ID.
@@ -72,9 +101,11 @@ func (c *Client) CreateSnapshot(ctx context.Context, req CreateSnapshot, created
 	return postStream[blockstore.SnapshotInfo](ctx, c, opSnapshotCreate, req, nil, created)
 }
 
-// Snapshots lists the snapshots of a volume by name; "" lists all.
-func (c *Client) Snapshots(ctx context.Context, volume string) ([]blockstore.SnapshotInfo, error) {
-	return post[[]blockstore.SnapshotInfo](ctx, c, opSnapshotList, ListSnapshots{volume})
+// Snapshots lists a page of the snapshots of a volume, or of all for "", as Volumes does.
+func (c *Client) Snapshots(ctx context.Context, volume string, p Page) ([]blockstore.SnapshotInfo, error) {
+	return list(p, func(p Page) ([]blockstore.SnapshotInfo, error) {
+		return post[[]blockstore.SnapshotInfo](ctx, c, opSnapshotList, ListSnapshots{volume, p})
+	}, func(s blockstore.SnapshotInfo) (id, name string) { return s.ID, s.Name })
 }
 
 // Snapshot describes a snapshot, by name or ID.

@@ -37,8 +37,8 @@ func (s *Server) volumeCreate(_ context.Context, req CreateVolume) (blockstore.V
 	return s.store.CreateVolume(spec)
 }
 
-func (s *Server) volumeList(context.Context, nothing) ([]blockstore.VolumeInfo, error) {
-	return s.store.Volumes(), nil
+func (s *Server) volumeList(_ context.Context, req Page) ([]blockstore.VolumeInfo, error) {
+	return s.store.VolumePage(req.After, req.limit()), nil
 }
 
 func (s *Server) volumeShow(_ context.Context, req Target) (blockstore.VolumeInfo, error) {
@@ -101,7 +101,7 @@ func (s *Server) snapshotList(_ context.Context, req ListSnapshots) ([]blockstor
 		}
 		id = volume.ID
 	}
-	return s.store.Snapshots(id), nil
+	return s.store.SnapshotPage(id, req.After, req.limit()), nil
 }
 
 func (s *Server) snapshotShow(_ context.Context, req Target) (blockstore.SnapshotInfo, error) {

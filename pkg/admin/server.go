@@ -20,7 +20,7 @@ import (
 type Store interface {
 	CreateVolume(spec blockstore.VolumeSpec) (blockstore.VolumeInfo, error)
 	Volume(idOrName string) (blockstore.VolumeInfo, error)
-	Volumes() []blockstore.VolumeInfo
+	VolumePage(after string, limit int) []blockstore.VolumeInfo
 	Snapshots
 	Maintenance
 }
@@ -31,7 +31,7 @@ type Snapshots interface {
 	WaitSnapshot(ctx context.Context, id string) (blockstore.SnapshotInfo, error)
 	DeleteSnapshot(id string) error
 	Snapshot(idOrName string) (blockstore.SnapshotInfo, error)
-	Snapshots(volumeID string) []blockstore.SnapshotInfo
+	SnapshotPage(volumeID, after string, limit int) []blockstore.SnapshotInfo
 }
 
 // Maintenance is the part of a Store that looks at all of it.

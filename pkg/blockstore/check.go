@@ -23,29 +23,45 @@ type CheckOptions struct {
 	Progress func(done, total int64)
 }
 
-// Problem is one finding of a check.
+// Problem is one finding of a check. One that touches what a volume or snapshot shows
+// names it by ID and name, and tells the range of bytes that cannot be read of it.
 type Problem struct {
-	Kind     string `json:"kind"` // catalog, chunk-file, map, data, journal
-	Volume   string `json:"volume,omitempty"`
-	Snapshot string `json:"snapshot,omitempty"`
-	File     string `json:"file,omitempty"`
-	Offset   int64  `json:"offset"`
-	Detail   string `json:"detail"`
+	Kind         string `json:"kind"`             // catalog, chunk-file, map, data, journal
+	Volume       string `json:"volume,omitempty"` // ID
+	VolumeName   string `json:"volumeName,omitempty"`
+	Snapshot     string `json:"snapshot,omitempty"` // ID
+	SnapshotName string `json:"snapshotName,omitempty"`
+	Start        int64  `json:"start,omitempty"`  // of the range, in bytes
+	Length       int64  `json:"length,omitempty"` // of the range, in bytes; 0 if there is none
+	File         string `json:"file,omitempty"`
+	Offset       int64  `json:"offset"` // in the file, in bytes
+	Detail       string `json:"detail"`
 }
 
 func (p Problem) String() string {
 	var b strings.Builder
 	b.WriteString(p.Kind)
 	if p.Volume != "" {
-		fmt.Fprintf(&b, ": volume %s", p.Volume)
+		fmt.Fprintf(&b, ": volume %s", named(p.Volume, p.VolumeName))
 	}
 	if p.Snapshot != "" {
-		fmt.Fprintf(&b, ": snapshot %s", p.Snapshot)
+		fmt.Fprintf(&b, ": snapshot %s", named(p.Snapshot, p.SnapshotName))
+	}
+	if p.Length > 0 {
+		fmt.Fprintf(&b, ": bytes %d to %d", p.Start, p.Start+p.Length-1)
 	}
 	if p.File != "" {
 		fmt.Fprintf(&b, ": %s at %d", p.File, p.Offset)
 	}
 	return b.String() + ": " + p.Detail
+}
+
+// named is an ID with the name that people know it by.
+func named(id, name string) string {
+	if name == "" {
+		return id
+	}
+	return fmt.Sprintf("%s (%s)", id, name)
 }
 
 // maxPerImage bounds what is reported of one volume or snapshot.
@@ -69,7 +85,7 @@ func CheckStopped(ctx context.Context, fsys vfs.FS, dir string, o CheckOptions, 
 	if err != nil {
 		return fmt.Errorf("check store %s: %w", dir, err)
 	}
-	s := &Store{fsys: fsys, dir: dir, o: Options{}.withDefaults(), lock: lock}
+	s := &Store{fsys: fsys, dir: dir, o: Options{}.withDefaults(), lock: lock, census: newCensus()}
 	s.log = s.o.Logger
 	s.mu.volumes = make(map[string]*Volume)
 	s.sched.init()
@@ -90,6 +106,10 @@ func (s *Store) openReadOnly() error {
 	if s.cat, err = catalog.Open(s.fsys, path.Join(s.dir, dirCatalog), s.id, catalog.Options{ReadOnly: true}); err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}
+	s.reserve = new(reserve) // nothing is written, so nothing is given up
+	if err := s.census.load(s.cat.View()); err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
 	if err := s.openChunks(true); err != nil {
 		return err
 	}
@@ -108,9 +128,22 @@ func (s *Store) openReadOnly() error {
 
 // image is a root with a name.
 type image struct {
-	volume, snapshot string
+	volume, snapshot string // ID; one is set
+	name             string
 	root             dedup.Slot
 	size             int64
+	pending          string // the volume whose journal still owes it its root; root is that volume's
+}
+
+// of makes a problem the image's.
+func (img image) of(p Problem) Problem {
+	p.Volume, p.Snapshot = img.volume, img.snapshot
+	if img.volume != "" {
+		p.VolumeName = img.name
+	} else {
+		p.SnapshotName = img.name
+	}
+	return p
 }
 
 type checker struct {
@@ -137,7 +170,7 @@ func (s *Store) check(ctx context.Context, o CheckOptions, report func(Problem))
 	if err := c.maps(ctx, images); err != nil {
 		return err
 	}
-	return c.journals(ctx)
+	return c.journals(ctx, images)
 }
 
 // records verifies the catalog's records against each other and lists the images.
@@ -161,7 +194,12 @@ func (c *checker) records(view catalog.View) []image {
 		if rec.Cut != "" {
 			names[rec.Cut]++
 		}
-		images = append(images, image{volume: id, root: rec.Root.slot(), size: rec.Size})
+		img := image{volume: id, name: rec.Name, root: rec.Root.slot(), size: rec.Size}
+		var cut cutRecord
+		if _, err := get(view, keyCut+rec.Cut, &cut); rec.Cut != "" && err == nil { // one that is gone is reported below
+			img = img.at(view, cut)
+		}
+		images = append(images, img)
 	}
 	for _, e := range view.Scan(keySnapshot, "", 0) {
 		id := strings.TrimPrefix(e.Key, keySnapshot)
@@ -177,7 +215,7 @@ func (c *checker) records(view catalog.View) []image {
 			bad(e.Key, "its cut: %v", err)
 			continue
 		}
-		images = append(images, image{snapshot: id, root: cut.Root.slot(), size: cut.Size})
+		images = append(images, image{snapshot: id, name: rec.Name, size: cut.Size}.at(view, cut))
 	}
 	for _, e := range view.Scan(keyCut, "", 0) {
 		id := strings.TrimPrefix(e.Key, keyCut)
@@ -194,11 +232,33 @@ func (c *checker) records(view catalog.View) []image {
 		}
 		delete(names, id)
 	}
+	c.attachments(view, bad)
 	c.publications(view, bad)
 	for id, n := range names {
 		bad(keyCut+id, "is gone, but %d records name it", n)
 	}
 	return images
+}
+
+// at gives an image the root that its cut has. One that the cut will have is what the
+// volume's journal makes of the volume's root, so that root's problems are its own, but
+// for what the journal writes over.
+func (img image) at(view catalog.View, cut cutRecord) image {
+	img.root = cut.Root.slot()
+	var rec volumeRecord
+	if !cut.Pending {
+		return img
+	}
+	img.pending = cut.Volume
+	if _, err := get(view, keyVolume+cut.Volume, &rec); err != nil { // reported with the cut
+		return img
+	}
+	img.root = rec.Root.slot()
+	var source cutRecord
+	if _, err := get(view, keyCut+rec.Cut, &source); rec.Cut != "" && err == nil && source.Volume != cut.Volume {
+		img = img.at(view, source)
+	}
+	return img
 }
 
 // publications verifies that what is published is there.
@@ -215,6 +275,22 @@ func (c *checker) publications(view catalog.View, bad func(string, string, ...an
 			bad(e.Key, "is of no volume")
 		case err == nil && rec.Deleted: // what cannot be read is reported already
 			bad(e.Key, "is of a deleted volume")
+		}
+	}
+}
+
+// attachments verifies that what is attached is there.
+func (c *checker) attachments(view catalog.View, bad func(string, string, ...any)) {
+	for e := range view.All(keyAttach) {
+		id := strings.TrimPrefix(e.Key, keyAttach)
+		var a Attachment
+		if err := decode(e, &a); err != nil {
+			bad(e.Key, "%v", err)
+		} else if a.Volume != id {
+			bad(e.Key, "says that it is of volume %s", a.Volume)
+		}
+		if _, ok := view.Get(keyVolume + id); !ok {
+			bad(e.Key, "is of no volume")
 		}
 	}
 }
@@ -290,18 +366,47 @@ func (c *checker) maps(ctx context.Context, images []image) error {
 		return nil
 	}
 	for _, img := range images {
-		n := 0
+		runs := problemRuns{report: c.report}
 		err := c.walk(img, nil, func(p Problem) bool {
-			p.Volume, p.Snapshot = img.volume, img.snapshot
-			c.report(p)
-			n++
-			return n < maxPerImage
+			return runs.add(img.of(p))
 		})
+		runs.end()
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// problemRuns makes one problem of neighbours that have one cause, and ends after
+// maxPerImage.
+type problemRuns struct {
+	report func(Problem)
+	last   Problem
+	n      int
+}
+
+// add takes the next problem; false when there were enough.
+func (r *problemRuns) add(p Problem) bool {
+	if r.n > 0 && p.Length > 0 && p.Start == r.last.Start+r.last.Length && p.File != "" &&
+		p.Kind == r.last.Kind && p.File == r.last.File && p.Offset == r.last.Offset {
+		r.last.Length += p.Length
+		return true
+	}
+	if r.n == maxPerImage {
+		return false
+	}
+	r.end()
+	r.last, r.n = p, r.n+1
+	return true
+}
+
+// end reports the last.
+func (r *problemRuns) end() {
+	if r.last.Kind != "" {
+		r.report(r.last)
+	}
+	r.last = Problem{}
 }
 
 var errEnough = errors.New("enough problems reported")
@@ -330,7 +435,7 @@ func (c *checker) walk(img image, skip func(dedup.Slot) bool, found func(Problem
 		}
 		return true, nil
 	}, blockmap.WalkOptions{Skip: skip, OnError: func(node dedup.Slot, first, end uint64, err error) error {
-		p := Problem{Kind: "map", Offset: int64(first) * BlockSize, Detail: fmt.Sprintf("node %s of blocks from %d on cannot be read: %v", node, first, err)}
+		p := Problem{Kind: "map", Start: int64(first) * BlockSize, Length: nodeBytes(first, end, img.size), Detail: fmt.Sprintf("node %s of blocks from %d on cannot be read: %v", node, first, err)}
 		var de *dedup.DamageError
 		if errors.As(err, &de) {
 			p.File, p.Offset = path.Join(c.s.dir, dirChunks, de.File), de.Offset
@@ -343,10 +448,16 @@ func (c *checker) walk(img image, skip func(dedup.Slot) bool, found func(Problem
 	return err
 }
 
+// nodeBytes is how many bytes of an image of a size the blocks [first, end) are.
+func nodeBytes(first, end uint64, size int64) int64 {
+	blocks := uint64(size / BlockSize)
+	return int64(min(end, blocks)-min(first, blocks)) * BlockSize
+}
+
 // extent verifies that an extent's slots are present and not known to be damaged.
 func (c *checker) extent(e blockmap.Extent, tell func(Problem) error) error {
 	if e.Damaged != 0 {
-		err := tell(Problem{Kind: "data", Offset: int64(e.First) * BlockSize,
+		err := tell(Problem{Kind: "data", Start: int64(e.First) * BlockSize, Length: BlockSize,
 			Detail: fmt.Sprintf("block %d has sectors lost to earlier damage (mask %#02x)", e.First, e.Damaged)})
 		if err != nil {
 			return err
@@ -358,7 +469,7 @@ func (c *checker) extent(e blockmap.Extent, tell func(Problem) error) error {
 	}
 	for i := range e.Count {
 		slot := e.Slot + uint16(i)
-		p := Problem{Kind: "data", Offset: int64(e.First+i) * BlockSize}
+		p := Problem{Kind: "data", Start: int64(e.First+i) * BlockSize, Length: BlockSize}
 		if d, ok := damaged[slot]; ok {
 			p.File = path.Join(c.s.dir, dirChunks, d.File)
 			p.Detail = fmt.Sprintf("block %d (chunk %s/%d) is damaged: %s", e.First+i, e.Chunk, slot, d.Reason)
@@ -377,7 +488,7 @@ func (c *checker) extent(e blockmap.Extent, tell func(Problem) error) error {
 
 // journals reports volumes that failed and, with ReadData, reads every payload that is
 // not folded yet.
-func (c *checker) journals(ctx context.Context) error {
+func (c *checker) journals(ctx context.Context, images []image) error {
 	c.s.mu.Lock()
 	vols := make([]*Volume, 0, len(c.s.mu.volumes))
 	for _, v := range c.s.mu.volumes {
@@ -389,12 +500,22 @@ func (c *checker) journals(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		c.journal(v)
+		c.journal(v, images)
 	}
 	return nil
 }
 
-func (c *checker) journal(v *Volume) {
+// journal verifies one volume's journal. What cannot be read of it is missing in the
+// volume and in what waits for it to be folded.
+func (c *checker) journal(v *Volume, images []image) {
+	tell := func(p Problem) {
+		p.Kind = "journal"
+		for _, img := range images {
+			if img.volume == v.id || img.pending == v.id {
+				c.report(img.of(p))
+			}
+		}
+	}
 	v.mu.RLock()
 	failed := v.mu.failed
 	var sources []*payload
@@ -411,13 +532,13 @@ func (c *checker) journal(v *Volume) {
 	}
 	v.mu.RUnlock()
 	if failed != nil {
-		c.report(Problem{Kind: "journal", Volume: v.id, Detail: failed.Error()})
+		tell(Problem{Detail: failed.Error()})
 	}
 	for _, src := range sources {
 		if c.o.ReadData {
 			buf := make([]byte, src.n)
 			if err := src.read(buf, src.start); err != nil {
-				c.report(Problem{Kind: "journal", Volume: v.id, File: src.seg.Name(), Offset: src.off, Detail: err.Error()})
+				tell(Problem{Start: src.start, Length: src.n, File: src.seg.Name(), Offset: src.off, Detail: err.Error()})
 			}
 		}
 		src.seg.Release()

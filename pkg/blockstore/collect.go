@@ -26,12 +26,27 @@ type collector struct {
 	mu struct {
 		sync.Mutex
 		pending int64 // logical bytes given up since the last marking, an upper estimate
-		garbage int64 // stored bytes that nobody named at the last marking
+		held    int64 // of those given up before, what markings found still named by others
+		garbage int64 // stored bytes that nobody named and the last collection left
 	}
 }
 
-// addGarbage notes that some logical bytes may have become garbage.
+// The estimate. Bytes are given up when a fold writes over them or discards them, and
+// when the last volume with an image is deleted. That is an upper bound: a snapshot, a
+// clone or another volume may have them too. A marking finds out; what it finds still
+// named is held, and deleting a snapshot gives up its share of that. So what nobody names
+// is never more than pending and held together, nothing is marked while nothing is given
+// up, and once all is given up all of it is pending.
+//
+// A clean stop keeps both in the store header. After another everything stored counts as
+// pending, so that one marking finds out.
+
+// addGarbage notes that some logical bytes may have become garbage. It takes the same
+// time whatever the store holds.
 func (s *Store) addGarbage(n int64) {
+	if n <= 0 {
+		return
+	}
 	s.coll.mu.Lock()
 	s.coll.mu.pending += n
 	s.coll.mu.Unlock()
@@ -40,17 +55,49 @@ func (s *Store) addGarbage(n int64) {
 	}
 }
 
-func (c *collector) marked(garbage int64) {
+// marked takes what a marking has found: stored bytes of garbage, and how many stored
+// bytes the store has for a logical one. taken is the estimate that it was to check. It
+// returns how many logical bytes have become garbage since the last collection.
+func (c *collector) marked(taken, garbage int64, ratio float64) (found int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if found = max(0, garbage-c.mu.garbage); ratio > 0 {
+		found = int64(float64(found) / ratio)
+	}
+	c.mu.held = max(0, c.mu.held+taken-found)
+	return found
+}
+
+// swept takes what is left of the garbage after a collection.
+func (c *collector) swept(garbage int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.mu.garbage = garbage
 }
 
 // takePending restarts the estimate when a marking begins.
-func (c *collector) takePending() {
+func (c *collector) takePending() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	n := c.mu.pending
 	c.mu.pending = 0
+	return n
+}
+
+// takeBack is for a collection that came to nothing.
+func (c *collector) takeBack(n int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mu.pending += n
+}
+
+// share takes one of n equal parts of what is held.
+func (c *collector) share(n int) int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	part := c.mu.held / int64(max(n, 1))
+	c.mu.held -= part
+	return part
 }
 
 func (c *collector) known() (pending, garbage int64) {
@@ -63,6 +110,7 @@ func (c *collector) known() (pending, garbage int64) {
 type CollectResult struct {
 	FreedBytes   int64 `json:"freed"`   // stored bytes before less those after
 	GarbageBytes int64 `json:"garbage"` // found by the marking
+	Nodes        int64 `json:"nodes"`   // map nodes that were read, each once
 }
 
 // phase of a collection.
@@ -87,16 +135,29 @@ type collection struct {
 	gate    uint64
 	phase   phase
 	garbage int64
+	nodes   int64 // marked
+	taken   int64 // of the estimate; from the marking on, what it found of that
 }
 
 // newCollection takes the view that the first marking works on.
 func (s *Store) newCollection(minLive float64) (*collection, error) {
 	c := &collection{s: s, minLive: minLive, live: make(dedup.LiveSet)}
-	s.coll.takePending()
+	c.taken = s.coll.takePending()
 	c.horizon = s.chunks.Horizon()
 	var err error
-	c.roots, err = rootsOf(s.cat.View())
+	if c.roots, err = rootsOf(s.cat.View()); err != nil {
+		c.abort()
+	}
 	return c, err
+}
+
+// abort gives back what the collection has taken.
+func (c *collection) abort() {
+	if c.plan != nil {
+		c.plan.Abort()
+	}
+	c.s.coll.takeBack(c.taken)
+	c.taken = 0
 }
 
 // rootsOf lists every root that a view of the catalog names, each once.
@@ -140,7 +201,7 @@ func (s *Store) collectStep(c *collection) (more, wait bool, err error) {
 		}
 		if c.plan == nil {
 			c.garbage = s.chunks.GarbageBytes(c.live)
-			s.coll.marked(c.garbage)
+			c.taken = s.coll.marked(c.taken, c.garbage, ratioOf(s.chunks.Stats()))
 			c.plan = s.chunks.Plan(c.live, c.horizon, dedup.PlanOptions{MinLive: c.minLive, MergeSmall: true})
 			c.plan.Condemn()
 			c.gate = s.gate.mark()
@@ -183,6 +244,7 @@ func (s *Store) collectStep(c *collection) (more, wait bool, err error) {
 func (c *collection) mark(root dedup.Slot) error {
 	return c.s.tree.Walk(root, func(node dedup.Slot, level int, extents []blockmap.Extent) (bool, error) {
 		c.live.Add(node)
+		c.nodes++
 		for _, e := range extents {
 			if !e.IsHole() {
 				c.live.AddRange(e.Chunk, e.Slot, int(e.Count))
@@ -215,7 +277,7 @@ func (s *Store) sealOpen() error { return s.onReserve(s.chunks.SealOpen) }
 func (s *Store) runCollection(ctx context.Context, minLive float64, rest int) (CollectResult, error) {
 	before := s.chunks.Stats().Stored
 	for {
-		garbage, err := s.stepCollection(ctx, minLive, rest)
+		c, err := s.stepCollection(ctx, minLive, rest)
 		if errors.Is(err, ErrNoSpace) && s.noSpace() {
 			continue
 		}
@@ -227,19 +289,24 @@ func (s *Store) runCollection(ctx context.Context, minLive float64, rest int) (C
 			s.log.Warn("records of healed damage cannot be deleted", "err", err)
 		}
 		freed := before - s.chunks.Stats().Stored
-		s.log.Info("collected", "freed_bytes", freed, "garbage_bytes", garbage)
-		s.coll.marked(max(0, garbage-freed))
-		return CollectResult{FreedBytes: freed, GarbageBytes: garbage}, nil
+		s.log.Info("collected", "freed_bytes", freed, "garbage_bytes", c.garbage, "nodes", c.nodes)
+		s.coll.swept(max(0, c.garbage-freed))
+		return CollectResult{FreedBytes: freed, GarbageBytes: c.garbage, Nodes: c.nodes}, nil
 	}
 }
 
-// stepCollection steps a collection to its end. It rests after each step for rest times
-// as long as the step took.
-func (s *Store) stepCollection(ctx context.Context, minLive float64, rest int) (garbage int64, err error) {
+// minRest is the shortest rest: timers are not good for less, and a marking has a step
+// for every root.
+const minRest = 5 * time.Millisecond
+
+// stepCollection steps a collection to its end. It rests after some steps for rest times
+// as long as they took.
+func (s *Store) stepCollection(ctx context.Context, minLive float64, rest int) (*collection, error) {
 	c, err := s.newCollection(minLive)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
+	owed := time.Duration(0)
 	for more, wait := true, false; more; {
 		began := s.o.Now()
 		folded := s.sched.folded()
@@ -248,12 +315,10 @@ func (s *Store) stepCollection(ctx context.Context, minLive float64, rest int) (
 			err = ctx.Err()
 		}
 		if err != nil {
-			if c.plan != nil {
-				c.plan.Abort()
-			}
-			return 0, err
+			c.abort()
+			return nil, err
 		}
-		pause := time.Duration(rest) * s.o.Now().Sub(began)
+		owed += time.Duration(rest) * s.o.Now().Sub(began)
 		switch {
 		case wait:
 			select {
@@ -261,11 +326,12 @@ func (s *Store) stepCollection(ctx context.Context, minLive float64, rest int) (
 			case <-time.After(100 * time.Millisecond):
 			case <-ctx.Done():
 			}
-		case pause > 0:
-			sleep(ctx, min(pause, time.Second))
+		case owed >= minRest:
+			sleep(ctx, min(owed, time.Second))
+			owed = 0
 		}
 	}
-	return c.garbage, nil
+	return c, nil
 }
 
 func sleep(ctx context.Context, d time.Duration) {
@@ -350,8 +416,13 @@ func (s *Store) warrantsCollection() bool {
 	if limit == 0 {
 		limit = max(st.Stored/4, minGarbage)
 	}
-	if st.Slots > 0 {
-		pending = int64(float64(pending) * float64(st.Stored) / float64(st.Slots*BlockSize))
+	return float64(pending)*ratioOf(st) >= float64(limit)
+}
+
+// ratioOf is how many bytes the store keeps for a byte of distinct blocks; 1 without any.
+func ratioOf(st dedup.Stats) float64 {
+	if st.Slots == 0 {
+		return 1
 	}
-	return pending >= limit
+	return float64(st.Stored) / float64(st.Slots*BlockSize)
 }

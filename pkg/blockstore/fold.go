@@ -62,6 +62,10 @@ func (s *Store) foldTogether(vols []*Volume) (bool, error) {
 			errs = append(errs, fmt.Errorf("fold of volume %s: %w", job.v.id, job.err))
 		}
 	}
+	if err := s.reserve.trim(); err != nil {
+		s.log.Warn("reserve", "err", err)
+	}
+	s.pool.Wake() // there may be room for a writer's record, if not a segment
 	s.sched.announceFold()
 	return len(errs) < len(jobs), errors.Join(errs...)
 }
@@ -101,9 +105,18 @@ func (v *Volume) endFold(err error) {
 // v.mu held.
 func (v *Volume) discard() {
 	v.mu.deleted = true
+	v.payAll()
 	v.mu.layers = []*layer{layerFrom(v.mu.pos)}
 	v.mu.failed, v.mu.unfoldable = nil, false
 	v.mu.log.Drop()
+}
+
+// payAll takes the debt of all layers from the store's. Called with v.mu held.
+func (v *Volume) payAll() {
+	for _, l := range v.mu.layers {
+		v.store.reserve.pay(l.debt)
+		l.debt = 0
+	}
 }
 
 // fold runs jobs: blocks, maps, sync, commits, publication, in this order (I2). An error
@@ -141,7 +154,7 @@ func (s *Store) fold(jobs []*foldJob) error {
 			continue
 		}
 		f.job.v.publish(f.job, root)
-		s.addGarbage(f.replaced * BlockSize)
+		s.addGarbage(f.replaced() * BlockSize)
 		s.forgetDamage(healed)
 		healed = nil // its records went with this commit
 	}
@@ -212,6 +225,7 @@ func (v *Volume) publish(job *foldJob, root dedup.Slot) {
 	defer v.mu.Unlock()
 	v.mu.root, v.mu.pos = root, job.to
 	v.mu.layers = v.mu.layers[1:]
+	v.store.reserve.pay(job.layer.debt)
 	v.mu.log.Trim(job.to.Seq)
 	v.mu.retry, v.mu.tries = time.Time{}, 0
 	v.mu.oldest = time.Time{}

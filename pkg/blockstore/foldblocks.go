@@ -14,17 +14,18 @@ type change struct {
 	ref          dedup.Ref
 	hole         bool
 	damaged      uint8
+	prev         dedup.Slot // of one block, in the base
 }
 
 // folder turns a layer into chunks and map changes.
 type folder struct {
-	s        *Store
-	job      *foldJob
-	w        *dedup.Writer
-	changes  []change
-	base     []blockmap.Extent // what the base has around the blocks being folded
-	replaced int64             // blocks that the new root no longer names
-	result   blockmap.Result   // of remap
+	s       *Store
+	job     *foldJob
+	w       *dedup.Writer
+	changes []change
+	base    []blockmap.Extent // what the base has around the blocks being folded
+	added   int64             // blocks that the new root names by another slot than the base, or anew
+	result  blockmap.Result   // of remap
 
 	// The block that spans of less than a block are being gathered for.
 	partial uint64
@@ -56,6 +57,16 @@ func (f *folder) remap() (err error) {
 	return err
 }
 
+// replaced is how many blocks and nodes the base names and the new root does not, the
+// blocks of holes included: what is mapped after is what was before, less these, more
+// what was added. Of each node that was made about one was replaced.
+func (f *folder) replaced() int64 {
+	if f.job.root.IsZero() {
+		return 0
+	}
+	return max(0, f.added-f.result.MappedDelta) + f.result.Nodes
+}
+
 // root is the new root, once the writer's node chunks have their IDs.
 func (f *folder) root() dedup.Slot {
 	if f.result.InSink {
@@ -75,6 +86,9 @@ func (f *folder) extents() []blockmap.Extent {
 		if !c.hole {
 			slot := f.w.Slot(c.ref)
 			e.Chunk, e.Slot = slot.Chunk, slot.Slot
+			if slot != c.prev {
+				f.added++
+			}
 		}
 		if n := len(out); n > 0 && joins(out[n-1], e) {
 			out[n-1].Count += e.Count
@@ -226,9 +240,6 @@ func (f *folder) baseAt(block uint64) (slot dedup.Slot, hint dedup.ChunkID) {
 func (f *folder) block(block uint64, data []byte, damaged uint8) error {
 	prev, hint := f.baseAt(block)
 	if damaged == 0 && isZero(data) {
-		if !prev.IsZero() {
-			f.replaced++
-		}
 		f.hole(block, 1)
 		return nil
 	}
@@ -240,10 +251,7 @@ func (f *folder) block(block uint64, data []byte, damaged uint8) error {
 	if err != nil {
 		return err
 	}
-	if !prev.IsZero() {
-		f.replaced++
-	}
-	f.changes = append(f.changes, change{first: block, count: 1, ref: ref, damaged: damaged})
+	f.changes = append(f.changes, change{first: block, count: 1, ref: ref, damaged: damaged, prev: prev})
 	return nil
 }
 

@@ -18,12 +18,16 @@ var headerMagic = wal.Magic{'G', 'R', 'S', 'T'}
 type storeHeader struct {
 	store  [16]byte
 	commit uint64 // catalog commit number at the last clean stop
+	// The garbage that was estimated then (see collector), in logical bytes.
+	pending, held int64
 }
 
 func (h storeHeader) encode() []byte {
 	page := make([]byte, wal.PageSize)
 	wal.Head{Magic: headerMagic, Store: h.store}.Put(page)
 	binary.LittleEndian.PutUint64(page[32:], h.commit)
+	binary.LittleEndian.PutUint64(page[40:], uint64(h.pending))
+	binary.LittleEndian.PutUint64(page[48:], uint64(h.held))
 	wal.SealPage(page)
 	return page
 }
@@ -42,7 +46,11 @@ func decodeStoreHeader(page []byte) (h storeHeader, err error) {
 	if err := wal.CheckPage(page); err != nil {
 		return h, err
 	}
-	return storeHeader{head.Store, binary.LittleEndian.Uint64(page[32:])}, nil
+	number := binary.LittleEndian.Uint64
+	return storeHeader{
+		store: head.Store, commit: number(page[32:]),
+		pending: int64(number(page[40:]) &^ (1 << 63)), held: int64(number(page[48:]) &^ (1 << 63)),
+	}, nil
 }
 
 // readStoreHeader reads the header of the store in dir; vfs.ErrNotExist if there is none.

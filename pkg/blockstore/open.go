@@ -49,7 +49,7 @@ func (v *Volume) freeze() {
 
 // busy tells whether the volume has to stay in memory. Called with v.mu held.
 func (v *Volume) busy() bool {
-	if v.inUse() || len(v.mu.layers) > 1 || v.mu.folding || v.mu.failed != nil || v.mu.prep != nil {
+	if v.inUse() || v.mu.closing || len(v.mu.layers) > 1 || v.mu.folding || v.mu.failed != nil || v.mu.prep != nil {
 		return true
 	}
 	active := v.mu.layers[0]
@@ -118,7 +118,7 @@ func (v *Volume) Close() error {
 		v.mu.Unlock()
 		return fmt.Errorf("volume %s: %w", v.id, ErrClosed)
 	}
-	v.mu.open = false
+	v.mu.open, v.mu.closing = false, true
 	var wait chan struct{}
 	if n := len(v.mu.ops); n > 0 {
 		last := v.mu.ops[n-1]
@@ -132,10 +132,7 @@ func (v *Volume) Close() error {
 	if wait != nil {
 		<-wait
 	}
-	err := v.syncJournal()
-	v.mu.Lock()
-	v.recovered()
-	v.mu.Unlock()
+	err := v.finish()
 	v.store.forget(v)
 	v.store.sched.kickFold()
 	return err

@@ -28,7 +28,7 @@ type Options struct {
 	CacheBytes     int64 // decoded groups kept in memory; default 128 MiB
 	NodeCache      int   // decoded map nodes kept; default 8192
 	ListCache      int   // fingerprint lists kept; default 1024 chunks
-	ReserveBytes   int64 // allocated for collecting on a full disk, beside what each segment in use adds; default 64 MiB
+	ReserveBytes   int64 // allocated for collecting on a full disk, beside what records not folded yet need; default 64 MiB
 	Workers        int   // compression workers of one fold; default GOMAXPROCS
 	FoldWorkers    int   // volumes folded at once; default 2
 

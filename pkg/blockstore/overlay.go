@@ -72,6 +72,7 @@ type layer struct {
 	epoch uint64 // of the log with that record
 	log   uint64
 	bytes int64 // journal bytes of its records
+	debt  int64 // what folding it can append at most, in bytes; guarded by the volume's mutex
 	data  bool  // has a write or a hole
 
 	// Guarded by the volume's mutex, frozen layers too.

@@ -54,6 +54,9 @@ func (r *rootRef) slot() dedup.Slot {
 	return dedup.Slot{Chunk: r.Chunk, Slot: r.Slot}
 }
 
+// volumeRecord is the value of volume/<id>. Durable is the sequence that the journal had
+// reached when a store was stopped cleanly before it was folded: less than that is never
+// a torn tail.
 type volumeRecord struct {
 	Name        string            `json:"name"`
 	Created     time.Time         `json:"created"`
@@ -68,6 +71,7 @@ type volumeRecord struct {
 	Root        *rootRef          `json:"root,omitempty"`
 	Position    position          `json:"position"`
 	Mapped      int64             `json:"mapped"` // blocks
+	Durable     uint64            `json:"durable,omitempty"`
 	Cut         string            `json:"cut,omitempty"`
 	Deleted     bool              `json:"deleted,omitempty"`
 }

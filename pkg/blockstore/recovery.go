@@ -1,13 +1,16 @@
 package blockstore
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"path"
 	"sort"
 	"strings"
 
 	"github.com/k8ns/granary/pkg/blockstore/journal"
+	"github.com/k8ns/granary/pkg/catalog"
 	"github.com/k8ns/granary/pkg/wal"
 )
 
@@ -38,7 +41,11 @@ func (s *Store) recoverVolumes(owned []journal.Recovered, bad []journal.Bad) err
 			return err
 		}
 		v := s.newVolume(id, rec)
-		if err := v.recover(byVolume[id], cuts[id]); err != nil {
+		err := v.recover(byVolume[id], cuts[id])
+		if last := v.mu.next - 1; err == nil && last < rec.Durable {
+			err = s.journalShort(last, rec.Durable)
+		}
+		if err != nil {
 			v.lost(err)
 		}
 		delete(cuts, id)
@@ -51,10 +58,59 @@ func (s *Store) recoverVolumes(owned []journal.Recovered, bad []journal.Bad) err
 	if err := s.inspect(bad); err != nil {
 		return err
 	}
+	if err := s.missingJournals(byVolume); err != nil {
+		return err
+	}
 	for id, c := range cuts {
-		s.loseJournal(id, fmt.Errorf("the journal that holds snapshot cut %s is missing: %w", c[0].id, ErrCorrupt))
+		s.loseJournal(id, fmt.Errorf("%s: the segments (.seg) that hold snapshot cut %s are missing: %w", path.Join(s.dir, dirJournal), c[0].id, ErrCorrupt))
 	}
 	return nil
+}
+
+// missingJournals makes the volumes fail closed whose journals held something at the last
+// clean stop and have no segment any more.
+func (s *Store) missingJournals(found map[string][]journal.Recovered) error {
+	for _, e := range s.scan(keyVolume) {
+		var rec volumeRecord
+		if err := decode(e, &rec); err != nil {
+			return err
+		}
+		id := strings.TrimPrefix(e.Key, keyVolume)
+		if v := s.mu.volumes[id]; rec.Durable > rec.Position.Seq && found[id] == nil && (v == nil || v.mu.failed == nil) {
+			s.loseJournal(id, s.journalShort(rec.Position.Seq, rec.Durable))
+		}
+	}
+	return nil
+}
+
+// journalShort is the error of a journal that ends before what it held at a clean stop.
+func (s *Store) journalShort(end, durable uint64) error {
+	return fmt.Errorf("%s: the journal ends at sequence %d, but had reached %d when the store was stopped: a segment (.seg) is missing, older or damaged: %w",
+		path.Join(s.dir, dirJournal), end, durable, ErrCorrupt)
+}
+
+// noteJournals records how far the journals of volumes reach that are not folded, when
+// all of that is durable.
+func (s *Store) noteJournals(vols []*Volume) error {
+	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
+		var ops []catalog.Op
+		for _, v := range vols {
+			v.mu.RLock()
+			durable, due := v.mu.synced, v.mu.failed == nil && v.mu.synced > v.mu.pos.Seq
+			v.mu.RUnlock()
+			var rec volumeRecord
+			e, err := get(view, keyVolume+v.id, &rec)
+			if errors.Is(err, ErrNotFound) || err == nil && (!due || rec.Durable == durable) {
+				continue
+			} else if err != nil {
+				return nil, err
+			}
+			rec.Durable = durable
+			ops = append(ops, put(keyVolume+v.id, rec, e.Revision))
+		}
+		return ops, nil
+	})
+	return err
 }
 
 // inspect looks at segments whose header is bad. If the rest cannot be read either,
@@ -114,6 +170,7 @@ func (s *Store) loseJournal(id string, err error) {
 func (v *Volume) lost(err error) {
 	v.store.log.Error("journal cannot be read back", "volume_id", v.id, "err", err)
 	v.mu.failed, v.mu.unfoldable = err, true
+	v.payAll() // nothing of it will be folded
 	v.mu.log.Pin()
 }
 
@@ -121,6 +178,9 @@ func (v *Volume) lost(err error) {
 // can leave one between the fold of its last cut and the next commit.
 func (s *Store) removeDeleted() error {
 	for _, e := range s.scan(keyVolume) {
+		if !bytes.Contains(e.Value, []byte(`"deleted":true`)) {
+			continue // most: the census has decoded them all
+		}
 		var rec volumeRecord
 		if err := decode(e, &rec); err != nil {
 			return err
@@ -144,6 +204,9 @@ type pendingCut struct {
 func (s *Store) pendingCuts() (map[string][]pendingCut, error) {
 	out := make(map[string][]pendingCut)
 	for _, e := range s.scan(keyCut) {
+		if !bytes.Contains(e.Value, []byte(`"pending":true`)) {
+			continue // most: the census has decoded them all
+		}
 		var c cutRecord
 		if err := decode(e, &c); err != nil {
 			return nil, err
@@ -185,7 +248,8 @@ func (v *Volume) recover(segments []journal.Recovered, cuts []pendingCut) error 
 		return err
 	}
 	if n := len(cuts); n > 0 && cuts[n-1].seq > end.Last {
-		return fmt.Errorf("journal ends at sequence %d, but snapshot cut %s stands at %d: %w", end.Last, cuts[n-1].id, cuts[n-1].seq, ErrCorrupt)
+		return fmt.Errorf("%s: the journal ends at sequence %d, but snapshot cut %s stands at %d: a segment (.seg) is missing, older or damaged: %w",
+			path.Join(v.store.dir, dirJournal), end.Last, cuts[n-1].id, cuts[n-1].seq, ErrCorrupt)
 	}
 	freeze(end.Last)
 	v.mu.next = end.Last + 1
@@ -216,6 +280,9 @@ func (v *Volume) replay(e journal.Entry) error {
 	if off < 0 || n <= 0 || off%sectorBytes != 0 || n%sectorBytes != 0 || off > v.Size() || n > v.Size()-off {
 		return fmt.Errorf("%s: record %d covers %d bytes at %d of a volume of %d: %w", e.Segment.Name(), rec.Seq, n, off, v.Size(), ErrCorrupt)
 	}
+	debt := foldDebt(rec.Type, off, n)
+	active.debt += debt
+	v.store.reserve.debt.Add(debt) // covered once all journals are read
 	v.mu.oldest, v.mu.written = v.store.o.Now(), v.store.o.Now()
 	active.put(off/sectorBytes, (off+n)/sectorBytes, src)
 	return nil

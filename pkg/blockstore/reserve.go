@@ -5,20 +5,25 @@ import (
 	"fmt"
 	"path"
 	"sync"
+	"sync/atomic"
 
 	"github.com/k8ns/granary/pkg/vfs"
+	"github.com/k8ns/granary/pkg/wal"
 )
 
 // reserve is disk space kept in allocated files, so that folding what is unfolded,
-// deleting and collecting go on when the disk is full (I9). Each journal segment in
-// use has a file of its own size and a sixteenth (what folding it can append at most),
-// and collection has some. A fold that meets a full disk gives up one file at a time;
-// no segment is handed to a writer before all are back.
+// deleting and collecting go on when the disk is full (I9). It covers the debt of the
+// store, which is what folding all records not folded yet can append at most (foldDebt),
+// and collection has some beside that. A fold that meets a full disk gives up one file at
+// a time; no record is taken from a writer before all are back.
 type reserve struct {
 	fsys      vfs.FS
 	dir       string
 	fileBytes int64
-	base      int // files beside those for segments
+	base      int // files beside those for the debt
+
+	debt    atomic.Int64 // bytes that folding can append at most
+	covered atomic.Int64 // bytes of the files that are there for it
 
 	mu struct {
 		sync.Mutex
@@ -55,14 +60,42 @@ func openReserve(fsys vfs.FS, dir string, segmentBytes, baseBytes int64) (*reser
 		}
 		r.mu.files = append(r.mu.files, full)
 	}
+	r.count()
 	return r, nil
 }
 
-// ensure allocates what is missing for segments in use. ErrNoSpace if the disk is full.
-func (r *reserve) ensure(segments int) error {
+// count says how much of the debt the files cover. Called with r.mu held, or before
+// anybody else knows r.
+func (r *reserve) count() { r.covered.Store(int64(len(r.mu.files)-r.base) * r.fileBytes) }
+
+// charge adds n bytes to the debt and sees that it is covered; after an error nothing was
+// added. ErrNoSpace if the disk is full.
+func (r *reserve) charge(n int64) error {
+	if r.debt.Add(n) <= r.covered.Load() {
+		return nil
+	}
+	err := r.ensure()
+	if err != nil {
+		r.debt.Add(-n)
+	}
+	return err
+}
+
+// pay takes n bytes from the debt.
+func (r *reserve) pay(n int64) { r.debt.Add(-n) }
+
+// wanted is how many files there should be. Called with r.mu held.
+func (r *reserve) wanted() int {
+	return r.base + int((r.debt.Load()+r.fileBytes-1)/r.fileBytes)
+}
+
+// ensure allocates what is missing for collection and the debt. ErrNoSpace if the disk is
+// full.
+func (r *reserve) ensure() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for len(r.mu.files) < r.base+segments {
+	defer r.count()
+	for len(r.mu.files) < r.wanted() {
 		full := path.Join(r.dir, fmt.Sprintf("%08d", r.mu.next))
 		r.mu.next++
 		if err := r.allocate(full); err != nil {
@@ -91,17 +124,58 @@ func (r *reserve) allocate(full string) error {
 	return err
 }
 
+// trim lets go of what has been more than twice of what is needed.
+func (r *reserve) trim() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	defer r.count()
+	for len(r.mu.files) > 2*r.wanted()+1 {
+		if err := r.drop(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// drop removes the last file. Called with r.mu held.
+func (r *reserve) drop() error {
+	n := len(r.mu.files)
+	full := r.mu.files[n-1]
+	r.mu.files = r.mu.files[:n-1]
+	if err := r.fsys.Remove(full); err != nil {
+		return fmt.Errorf("give up reserve: %w", err)
+	}
+	return nil
+}
+
 // release gives one file's space back to the disk; false if there is none left.
 func (r *reserve) release() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n := len(r.mu.files)
-	if n == 0 {
-		return false
+	defer r.count()
+	return len(r.mu.files) > 0 && r.drop() == nil
+}
+
+// foldDebt is what folding a record of n bytes at off can append at most, in bytes: the
+// blocks that it touches (of a hole only those that keep a part), with list entry and group
+// header; and two map nodes, for what lies in one leaf, or at the border of two, and above.
+func foldDebt(t wal.Type, off, n int64) int64 {
+	if t == wal.TypeMark {
+		return 0
 	}
-	full := r.mu.files[n-1]
-	r.mu.files = r.mu.files[:n-1]
-	return r.fsys.Remove(full) == nil
+	blocks := (roundUp(off+n, BlockSize) - off/BlockSize*BlockSize) / BlockSize
+	if t == wal.TypeHole {
+		ends := int64(0)
+		if off%BlockSize != 0 {
+			ends++
+		}
+		if (off+n)%BlockSize != 0 {
+			ends++
+		}
+		blocks = min(blocks, ends)
+	}
+	const perBlock, perRecord = BlockSize + 32, 2*(BlockSize+32) + 256
+	return blocks*perBlock + perRecord
 }
 
 func (r *reserve) bytes() int64 {

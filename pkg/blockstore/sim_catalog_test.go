@@ -10,7 +10,18 @@ import (
 
 // maybe keeps settle for after the next reopening: what an operation that did not answer
 // well has done shows only then.
-func (w *simWorld) maybe(settle func()) { w.unsure = append(w.unsure, settle) }
+// By then the world may be a fork of this one: settle must use the one that it is given.
+func (w *simWorld) maybe(settle func(w *simWorld)) { w.unsure = append(w.unsure, settle) }
+
+// volume finds a volume by its ID; nil if there is none.
+func (w *simWorld) volume(id string) *simVolume {
+	for _, m := range w.vols {
+		if m.id == id {
+			return m
+		}
+	}
+	return nil
+}
 
 // refused tells whether an operation was refused for lack of space, which a full disk may.
 func (w *simWorld) refused(err error) bool {
@@ -66,11 +77,11 @@ func (w *simWorld) snapshot() error {
 		return nil
 	}
 	if err != nil {
-		w.maybe(func() {
+		w.maybe(func(w *simWorld) {
 			var rec nameRecord
 			if _, err := get(w.s.cat, keySnapshotName+name, &rec); err == nil {
 				w.snaps = append(w.snaps, &simSnapshot{rec.ID, img})
-				m.settle(n)
+				w.volume(m.id).settle(n)
 			}
 		})
 		return m.note(err)
@@ -110,11 +121,11 @@ func (w *simWorld) createVolume() error {
 		spec.SizeBytes = img.size() + SizeStep
 		img = img.grown(spec.SizeBytes)
 	}
-	settle := func(id string) *simVolume {
-		m := &simVolume{id: id, hist: newSimHistory(img)}
+	settle := func(w *simWorld, id string) *simVolume {
+		m := &simVolume{id: id, hist: newSimHistory(img.clone())}
 		w.vols = append(w.vols, m)
 		if from != nil {
-			from.settle(n)
+			w.volume(from.id).settle(n)
 		}
 		return m
 	}
@@ -123,10 +134,10 @@ func (w *simWorld) createVolume() error {
 		return nil
 	}
 	if err != nil {
-		w.maybe(func() {
+		w.maybe(func(w *simWorld) {
 			var rec nameRecord
 			if _, err := get(w.s.cat, keyVolumeName+spec.Name, &rec); err == nil {
-				settle(rec.ID)
+				settle(w, rec.ID)
 			}
 		})
 		if from != nil {
@@ -135,7 +146,7 @@ func (w *simWorld) createVolume() error {
 		return err
 	}
 	w.trace("create %s from %q %q", info.ID[:6], spec.FromSnapshot, spec.FromVolume)
-	m := settle(info.ID)
+	m := settle(w, info.ID)
 	if w.rng.IntN(3) == 0 {
 		return nil
 	}
@@ -162,33 +173,37 @@ func (w *simWorld) deleteSomething() error {
 
 func (w *simWorld) deleteSnapshot(sn *simSnapshot) error {
 	w.trace("delete snapshot %s", sn.id[:6])
-	gone := func() { w.snaps = slices.DeleteFunc(w.snaps, func(o *simSnapshot) bool { return o == sn }) }
+	gone := func(w *simWorld) {
+		w.snaps = slices.DeleteFunc(w.snaps, func(o *simSnapshot) bool { return o.id == sn.id })
+	}
 	if err := w.s.DeleteSnapshot(sn.id); err != nil {
-		w.maybe(func() {
+		w.maybe(func(w *simWorld) {
 			var rec snapshotRecord
 			if _, err := get(w.s.cat, keySnapshot+sn.id, &rec); errors.Is(err, ErrNotFound) {
-				gone()
+				gone(w)
 			}
 		})
 		return err
 	}
-	gone()
+	gone(w)
 	return nil
 }
 
 func (w *simWorld) deleteVolume(m *simVolume) error {
 	w.trace("delete volume %s", m.id[:6])
-	gone := func() { w.vols = slices.DeleteFunc(w.vols, func(o *simVolume) bool { return o == m }) }
+	gone := func(w *simWorld) {
+		w.vols = slices.DeleteFunc(w.vols, func(o *simVolume) bool { return o.id == m.id })
+	}
 	if err := w.s.DeleteVolume(m.id); err != nil {
-		w.maybe(func() {
+		w.maybe(func(w *simWorld) {
 			var rec volumeRecord
 			if _, err := get(w.s.cat, keyVolume+m.id, &rec); errors.Is(err, ErrNotFound) || rec.Deleted {
-				gone()
+				gone(w)
 			}
 		})
 		return err
 	}
-	gone()
+	gone(w)
 	return nil
 }
 
@@ -206,14 +221,14 @@ func (w *simWorld) resize() error {
 		return nil
 	}
 	if err != nil {
-		w.maybe(func() {
+		w.maybe(func(w *simWorld) {
 			var rec volumeRecord
 			_, err := get(w.s.cat, keyVolume+m.id, &rec)
 			w.ok(err, "record")
 			if rec.Size != old && rec.Size != old+SizeStep {
 				w.fail("volume %s has %d bytes after a resize from %d that was cut short", m.id, rec.Size, old)
 			}
-			m.hist.grow(rec.Size)
+			w.volume(m.id).hist.grow(rec.Size)
 		})
 		return err
 	}

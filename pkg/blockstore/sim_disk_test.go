@@ -33,6 +33,7 @@ type simDisk struct {
 
 	plan     simPlan
 	dead     bool
+	last     bool // the operation under way happens, and its process dies over it
 	fired    bool // an error was injected
 	unsynced bool // in a sync, since the store was opened: what it was to write is lost
 }
@@ -104,6 +105,10 @@ func (d *simDisk) fate(op vfs.Op) error {
 		return nil
 	}
 	err := d.plan.err
+	if d.plan.die && d.rng.IntN(3) == 0 {
+		d.plan.in, d.last = 0, true
+		return nil
+	}
 	if d.plan.die {
 		d.dead, err = true, errDead
 	} else if d.plan.times--; d.plan.times <= 0 {
@@ -147,7 +152,7 @@ func (d *simDisk) planFault() {
 }
 
 // calm takes back what was planned.
-func (d *simDisk) calm() { d.plan, d.fired, d.dead = simPlan{}, false, false }
+func (d *simDisk) calm() { d.plan, d.fired, d.dead, d.last = simPlan{}, false, false, false }
 
 // ended is the death of the process, or the loss of power, which keeps each unsynced
 // unit with probability keep.

@@ -379,6 +379,9 @@ func (w *simWorld) readSome() error {
 
 // fillOrFree gives the disk a limit near what it has, or takes the limit away.
 func (w *simWorld) fillOrFree() error {
+	if w.planned {
+		return nil
+	}
 	w.calm()
 	if w.full {
 		w.trace("the disk has space")

@@ -62,6 +62,8 @@ func TestSimulation(t *testing.T) {
 		wg.Wait()
 		close(results)
 	}()
+	debug.SetGCPercent(200) // a seed's garbage is small and young
+	began := time.Now()
 	var sum simResult
 	runs, violations := 0, 0
 	for r := range results {
@@ -71,17 +73,27 @@ func TestSimulation(t *testing.T) {
 		if r.problem != "" {
 			violations++
 			if violations <= 5 {
-				t.Errorf("%s\nreplay: go test ./pkg/blockstore -run '^TestSimulation$' -sim.seeds 1 -sim.first %d -sim.ops %d -sim.trace",
-					r.problem, r.seed, *simOps)
+				t.Errorf("%s\nreplay, with a trace: make sim SEEDS=1 FIRST_SEED=%d SIMFLAGS='-sim.trace -sim.ops %d'", r.problem, r.seed, *simOps)
 			}
 		}
 		if r.crashes < 3 && r.problem == "" {
 			t.Errorf("seed %d had %d crashes", r.seed, r.crashes)
 		}
 	}
-	fmt.Printf("seeds %d to %d: %d operations, %d file operations, %d crashes inside an operation, %d injected errors\n",
-		*simFirst, *simFirst+uint64(*simSeeds)-1, sum.ops, sum.ios, sum.inside, sum.faults)
-	fmt.Printf("%d runs, %d crashes, %d violations\n", runs, sum.crashes, violations)
+	fmt.Printf("seeds %d to %d: %d operations, %d file operations, %d crashes inside an operation, %d injected errors, in %v\n",
+		*simFirst, *simFirst+uint64(*simSeeds)-1, sum.ops, sum.ios, sum.inside, sum.faults, time.Since(began).Round(time.Second))
+	simSummary = fmt.Sprintf("%d runs, %d crashes, %d violations", runs, sum.crashes, violations)
+}
+
+// simSummary is what is printed last, when the reports of the violations are out.
+var simSummary string
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if simSummary != "" {
+		fmt.Println(simSummary)
+	}
+	os.Exit(code)
 }
 
 // simulate runs one seed, and some seeds twice.
@@ -116,6 +128,7 @@ func simulateOnce(seed uint64) (r simResult) {
 		r.seed, r.digest, r.ops, r.ios = seed, w.disk.digest, w.step, w.disk.ops
 		r.crashes, r.inside, r.faults = w.crashes, w.inside, w.faults
 		w.s.abandon()
+		simBuffers.Put(w.buf)
 	}()
 	w.run(*simOps)
 	return r

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -55,12 +56,14 @@ type simWorld struct {
 	snaps    []*simSnapshot
 	names    int
 	coll     *collection
-	full     bool     // the disk has a limit
-	unsealed bool     // it had when the store was opened
-	taint    int      // steps for which errors of an earlier fault are excused
-	hurt     bool     // there was a fault since the store was opened: a volume may have failed
-	unsure   []func() // settle what an interrupted operation left, once the store is open again
+	full     bool                // the disk has a limit
+	unsealed bool                // it had when the store was opened
+	taint    int                 // steps for which errors of an earlier fault are excused
+	hurt     bool                // there was a fault since the store was opened: a volume may have failed
+	unsure   []func(w *simWorld) // settle what an interrupted operation left, once the store is open again
 	buf      []byte
+
+	planned bool // deaths and errors come as the test plans them, not at random
 
 	step, crashes, inside, faults int
 	doing                         string
@@ -78,15 +81,24 @@ var simPool = func() (pool [192]simBlock) {
 	return pool
 }()
 
+// simBuffers have room for the largest volume.
+var simBuffers = sync.Pool{New: func() any { return make([]byte, 5*SizeStep) }}
+
 type chachaReader struct{ *rand.ChaCha8 }
 
 func newSimWorld(seed uint64, out io.Writer) *simWorld {
+	w := newClosedWorld(seed, out)
+	w.open()
+	return w
+}
+
+// newClosedWorld is newSimWorld before the store is opened.
+func newClosedWorld(seed uint64, out io.Writer) *simWorld {
 	w := &simWorld{seed: seed, rng: rand.New(rand.NewPCG(seed, 7)), out: out, now: time.Unix(1e9, 0)}
 	w.disk = newSimDisk(w.rng)
 	w.disk.out = out
 	w.o = w.options()
-	w.buf = make([]byte, 4*SizeStep)
-	w.open()
+	w.buf = simBuffers.Get().([]byte)
 	return w
 }
 
@@ -176,7 +188,7 @@ var simOperations = []simOperation{
 	{"read", 6, (*simWorld).readSome},
 	{"mark", 3, (*simWorld).mark},
 	{"disk full", 1, (*simWorld).fillOrFree},
-	{"compare", 1, func(w *simWorld) error { w.calm(); return w.compareAll() }},
+	{"compare", 1, (*simWorld).compare},
 	{"reopen", 1, (*simWorld).closeAndOpen},
 }
 
@@ -199,7 +211,7 @@ func (w *simWorld) one() {
 	w.doing = op.name
 	if w.taint > 0 {
 		w.taint--
-	} else {
+	} else if !w.planned {
 		switch w.rng.IntN(60) {
 		case 0:
 			w.disk.planDeath()
@@ -209,6 +221,7 @@ func (w *simWorld) one() {
 	}
 	err := op.do(w)
 	switch {
+	case w.disk.dead && w.planned:
 	case w.disk.dead:
 		w.trace("died in %s: %v", op.name, err)
 		w.inside++
@@ -216,7 +229,9 @@ func (w *simWorld) one() {
 	case w.disk.fired:
 		w.faults++
 		w.trace("fault in %s: %v", op.name, err)
-		w.disk.calm()
+		if w.disk.fired = false; w.disk.plan.times <= 0 {
+			w.disk.calm()
+		}
 		w.taint, w.hurt = 8, true
 		if err != nil {
 			w.faulted(err)
@@ -271,7 +286,7 @@ func (w *simWorld) reopen(power bool) {
 		if again < 3 && w.rng.IntN(4) == 0 {
 			w.disk.planDeath()
 		}
-		s, err := Open(w.disk.fs, testDir, w.o)
+		s, err := Open(simFS{w.disk}, testDir, w.o)
 		if w.disk.dead {
 			w.inside++
 			if err == nil {
@@ -285,21 +300,38 @@ func (w *simWorld) reopen(power bool) {
 		w.s, w.unsealed = s, w.full
 		break
 	}
-	for _, f := range w.unsure {
-		f()
-	}
-	w.unsure = nil
+	w.settleUnsure()
 	w.afterOpen(power, lost)
 }
 
+// settleUnsure finds out what interrupted operations did.
+func (w *simWorld) settleUnsure() {
+	for _, f := range w.unsure {
+		f(w)
+	}
+	w.unsure = nil
+}
+
 func (w *simWorld) open() {
-	s, err := Open(w.disk.fs, testDir, w.o)
+	s, err := Open(simFS{w.disk}, testDir, w.o)
 	w.ok(err, "open")
 	w.s, w.coll, w.unsealed = s, nil, w.full
 }
 
+// compare compares everything, where no error is to come in the middle of it.
+func (w *simWorld) compare() error {
+	if w.planned {
+		return w.readSome()
+	}
+	w.calm()
+	return w.compareAll()
+}
+
 // closeAndOpen is a clean stop: nothing acknowledged is lost.
 func (w *simWorld) closeAndOpen() error {
+	if w.planned {
+		return w.closeAndOpenPlanned()
+	}
 	w.calm()
 	w.finishWrites()
 	w.ok(w.s.Close(), "close")
@@ -373,6 +405,9 @@ func (w *simWorld) resolveCut(id string) (bool, error) {
 
 // abandon stops using a store as a dying process does: nothing is synced or sealed.
 func (s *Store) abandon() {
+	if s == nil {
+		return
+	}
 	if s.pool != nil {
 		s.pool.Close()
 	}

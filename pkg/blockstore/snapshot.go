@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sort"
-	"strings"
 
 	"github.com/k8ns/granary/pkg/catalog"
 )
@@ -239,7 +237,6 @@ func (s *Store) DeleteSnapshot(id string) error {
 	if err := checkID('s', id); err != nil {
 		return err
 	}
-	mapped := int64(0)
 	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
 		var rec snapshotRecord
 		e, err := get(view, keySnapshot+id, &rec)
@@ -253,7 +250,6 @@ func (s *Store) DeleteSnapshot(id string) error {
 			return nil, err
 		}
 		if err == nil {
-			mapped = cut.Mapped
 			ops = append(ops, unname(rec.Cut, cut, ce.Revision))
 		}
 		return ops, nil
@@ -261,7 +257,7 @@ func (s *Store) DeleteSnapshot(id string) error {
 	if err != nil {
 		return fmt.Errorf("delete snapshot: %w", err)
 	}
-	s.addGarbage(mapped * BlockSize / 16) // most of it is shared; marking finds out
+	s.addGarbage(s.coll.share(s.census.figures().snapshots + 1))
 	return nil
 }
 
@@ -281,24 +277,6 @@ func (s *Store) Snapshot(idOrName string) (SnapshotInfo, error) {
 		return SnapshotInfo{}, err
 	}
 	return describeSnapshot(view, id, rec), nil
-}
-
-// Snapshots describes the snapshots of a volume, or all for "", by name.
-func (s *Store) Snapshots(volumeID string) []SnapshotInfo {
-	var out []SnapshotInfo
-	view := s.cat.View()
-	for _, e := range view.Scan(keySnapshot, "", 0) {
-		var rec snapshotRecord
-		if err := decode(e, &rec); err != nil {
-			s.log.Error("unreadable record", "err", err)
-			continue
-		}
-		if volumeID == "" || rec.Volume == volumeID {
-			out = append(out, describeSnapshot(view, strings.TrimPrefix(e.Key, keySnapshot), rec))
-		}
-	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
-	return out
 }
 
 func describeSnapshot(g getter, id string, rec snapshotRecord) SnapshotInfo {

@@ -1,10 +1,7 @@
 package blockstore
 
-import (
-	"github.com/k8ns/granary/pkg/dedup"
-)
-
-// Stats describes the store; perVolume lists every volume too.
+// Stats describes the store; perVolume lists every volume too. Without it, it takes time
+// for the volumes that are open or have a journal, whatever else there is.
 func (s *Store) Stats(perVolume bool) Stats {
 	chunks := s.chunks.Stats()
 	cat := s.cat.Stats()
@@ -21,39 +18,28 @@ func (s *Store) Stats(perVolume bool) Stats {
 	if space, err := s.fsys.Space(s.dir); err == nil {
 		st.DiskFree = space.Free
 	}
-	images := make(map[dedup.Slot]bool)
-	vols := s.Volumes()
-	for _, v := range vols {
-		st.LogicalVolumes += v.MappedBytes
-		st.JournalUsed += v.JournalBytes
-	}
-	st.Volumes = len(vols)
-	st.Logical = st.LogicalVolumes
+	figures := s.census.figures()
+	st.Volumes, st.Snapshots = figures.volumes, figures.snapshots
+	st.LogicalVolumes = figures.logicalVolumes
+	st.Logical = figures.logicalVolumes + figures.logicalSnaps
+	st.JournalUsed = s.journalUsed()
 	if perVolume {
-		st.PerVolume = vols
-	}
-	view := s.cat.View()
-	for _, e := range view.Scan(keyVolume, "", 0) {
-		var rec volumeRecord
-		if decode(e, &rec) == nil && !rec.Deleted {
-			images[rec.Root.slot()] = true
-		}
-	}
-	for _, e := range view.Scan(keySnapshot, "", 0) {
-		st.Snapshots++
-		var snap snapshotRecord
-		var cut cutRecord
-		if decode(e, &snap) != nil {
-			continue
-		}
-		if _, err := get(view, keyCut+snap.Cut, &cut); err != nil || images[cut.Root.slot()] {
-			continue
-		}
-		images[cut.Root.slot()] = true
-		st.Logical += cut.Mapped * BlockSize
+		st.PerVolume = s.Volumes()
 	}
 	if st.Stored > 0 {
 		st.Reduction = float64(st.Logical) / float64(st.Stored)
 	}
 	return st
+}
+
+// journalUsed is how many bytes of journal are not folded.
+func (s *Store) journalUsed() (n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, v := range s.mu.volumes {
+		v.mu.RLock()
+		n += v.unfolded()
+		v.mu.RUnlock()
+	}
+	return n
 }

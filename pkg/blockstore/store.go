@@ -42,6 +42,7 @@ type Store struct {
 	id       [16]byte
 	lock     io.Closer
 	cat      *catalog.Catalog
+	census   *census
 	blobs    *blob.Dir
 	chunks   *dedup.Store
 	tree     *blockmap.Tree
@@ -80,7 +81,7 @@ func Open(fsys vfs.FS, dir string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
-	s := &Store{fsys: fsys, dir: dir, o: o, log: o.Logger, lock: lock}
+	s := &Store{fsys: fsys, dir: dir, o: o, log: o.Logger, lock: lock, census: newCensus()}
 	s.mu.volumes = make(map[string]*Volume)
 	s.mu.deleting = make(map[string]bool)
 	s.sched.init()
@@ -102,9 +103,13 @@ func (s *Store) open() error {
 		return fmt.Errorf("open store: %w", err)
 	}
 	s.id = h.store
-	if s.cat, err = catalog.Open(s.fsys, path.Join(s.dir, dirCatalog), s.id, catalog.Options{LogBytes: s.o.CatalogBytes}); err != nil {
+	if s.cat, err = catalog.Open(s.fsys, path.Join(s.dir, dirCatalog), s.id, catalog.Options{LogBytes: s.o.CatalogBytes, Committed: s.census.committed}); err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}
+	if err := s.census.load(s.cat.View()); err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	clean := s.cat.Durable() == h.commit
 	if err := s.openChunks(false); err != nil {
 		return err
 	}
@@ -128,9 +133,10 @@ func (s *Store) open() error {
 	if err := s.removeDeleted(); err != nil {
 		return err
 	}
-	if err := s.reserve.ensure(s.pool.Stats().InUse); err != nil {
+	if err := s.reserve.ensure(); err != nil {
 		s.setFull(true, err)
 	}
+	s.resumeEstimate(h, clean)
 	return nil
 }
 
@@ -227,6 +233,7 @@ func (s *Store) Close() error {
 		errs = append(errs, err)
 	}
 	s.damageStep()
+	errs = append(errs, s.onReserve(func() error { return s.noteJournals(vols) }))
 	err := s.chunks.Close()
 	if errors.Is(err, ErrNoSpace) { // what cannot be sealed stays open, and the next start seals it
 		s.log.Warn("chunk file not sealed", "err", err)
@@ -235,11 +242,31 @@ func (s *Store) Close() error {
 	errs = append(errs, err)
 	if len(errs) == 0 || errors.Join(errs...) == nil {
 		errs = append(errs, s.onReserve(func() error {
-			return writeStoreHeader(s.fsys, s.dir, storeHeader{s.id, s.cat.Durable()})
+			return writeStoreHeader(s.fsys, s.dir, s.cleanHeader())
 		}))
 	}
 	errs = append(errs, s.closeFiles())
 	return errors.Join(errs...)
+}
+
+// cleanHeader is the header that a clean stop leaves.
+func (s *Store) cleanHeader() storeHeader {
+	s.coll.mu.Lock()
+	defer s.coll.mu.Unlock()
+	return storeHeader{store: s.id, commit: s.cat.Durable(), pending: s.coll.mu.pending, held: s.coll.mu.held}
+}
+
+// resumeEstimate takes the garbage that the last process has estimated, if it stopped
+// cleanly and nothing was committed since.
+func (s *Store) resumeEstimate(h storeHeader, clean bool) {
+	if clean {
+		s.coll.mu.pending, s.coll.mu.held = h.pending, h.held
+	} else {
+		s.coll.mu.pending = s.chunks.Stats().Slots * BlockSize
+	}
+	if s.warrantsCollection() {
+		s.sched.kickCollect()
+	}
 }
 
 // closeFiles closes what open opened, without sealing anything.
@@ -257,12 +284,23 @@ func (s *Store) closeFiles() error {
 	return errors.Join(append(errs, s.lock.Close())...)
 }
 
+// charge is asked before a record is taken from a writer: the reserve must cover folding
+// it. errWait if the disk is full.
+func (s *Store) charge(n int64) error {
+	err := s.reserve.charge(n)
+	if errors.Is(err, ErrNoSpace) {
+		s.setFull(true, err)
+		return fmt.Errorf("%w: %w", errWait, err)
+	}
+	return err
+}
+
 // allowSegment is asked before a segment goes to a writer: the reserve must be whole.
-func (s *Store) allowSegment(inUse int) error {
+func (s *Store) allowSegment() error {
 	if s.reserve == nil {
 		return nil
 	}
-	err := s.reserve.ensure(inUse)
+	err := s.reserve.ensure()
 	if errors.Is(err, ErrNoSpace) {
 		s.setFull(true, err)
 	}
@@ -272,7 +310,7 @@ func (s *Store) allowSegment(inUse int) error {
 // probeSpace finds out whether a full disk has room again for the reserve and for the
 // next segment, and lets the writers look.
 func (s *Store) probeSpace() {
-	err := s.allowSegment(s.pool.Stats().InUse + 1)
+	err := s.allowSegment()
 	if err == nil {
 		err = s.pool.Prepare(1)
 	}

@@ -35,6 +35,7 @@ type Volume struct {
 	mu struct {
 		sync.RWMutex
 		open       bool     // somebody attached it
+		closing    bool     // its last records are being made durable
 		scratch    *Scratch // somebody opened it with a throw-away layer; never while open
 		layers     []*layer // oldest first; the last is the active one
 		root       dedup.Slot
@@ -147,9 +148,28 @@ func (v *Volume) run(t wal.Type, off, n int64, p []byte) error {
 	}
 }
 
-// begin assigns sequence, journal place and overlay entry under one lock. errWait if
-// the journal has no room.
+// begin takes a record from a writer, once the reserve covers folding it: it assigns
+// sequence, journal place and overlay entry. errWait if journal or disk have no room.
 func (v *Volume) begin(t wal.Type, off, n int64, p []byte) (*append1, error) {
+	v.mu.RLock()
+	err := v.usable() // else a closed volume would wait for space
+	v.mu.RUnlock()
+	if err != nil {
+		return nil, err
+	}
+	debt := foldDebt(t, off, n)
+	if err := v.store.charge(debt); err != nil {
+		return nil, err
+	}
+	op, err := v.take(t, off, n, p)
+	if err != nil {
+		v.store.reserve.pay(debt)
+	}
+	return op, err
+}
+
+// take is begin for a record that is paid for; all of it happens under one lock.
+func (v *Volume) take(t wal.Type, off, n int64, p []byte) (*append1, error) {
 	op := &append1{}
 	if t == wal.TypeWrite {
 		op.body = append([]byte(nil), p...) // copied without being zeroed before
@@ -240,7 +260,7 @@ func (v *Volume) install(seg *journal.Segment) error {
 	defer v.syncMu.Unlock()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if err := v.usable(); err != nil { // closed meanwhile
+	if err := v.usable(); err != nil && !(v.mu.closing && errors.Is(err, ErrClosed)) { // closed meanwhile
 		seg.Release()
 		return err
 	}
@@ -276,6 +296,7 @@ func (v *Volume) assign(op *append1, t wal.Type, off, n int64) {
 	if t == wal.TypeMark {
 		return
 	}
+	active.debt += foldDebt(t, off, n)
 	v.mu.dataSeq = op.seq
 	now := v.store.o.Now()
 	v.mu.written = now
@@ -438,15 +459,31 @@ func (v *Volume) syncJournal() error {
 }
 
 // syncRecovered makes durable what a recovery has read back and no sync has covered
-// since. A volume that failed closed is left as it is.
+// since, of a volume that nobody has open. One that failed closed is left as it is.
 func (v *Volume) syncRecovered() error {
-	v.mu.RLock()
-	failed := v.mu.failed != nil
-	v.mu.RUnlock()
-	if failed {
+	v.mu.Lock()
+	if v.mu.failed != nil {
+		v.mu.Unlock()
 		return nil
 	}
-	return v.syncJournal()
+	v.mu.closing = true
+	v.mu.Unlock()
+	return v.finish()
+}
+
+// finish makes everything durable, and a mark behind it that says so: from then on a bad
+// record is damage and no torn tail. It ends closing.
+func (v *Volume) finish() error {
+	err := v.syncJournal()
+	if err == nil {
+		v.markStep()
+		err = v.syncJournal()
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mu.closing = false
+	v.recovered()
+	return err
 }
 
 // dropMemory lets payloads of records up to seq leave memory. Called with v.mu held.
@@ -468,11 +505,14 @@ func (v *Volume) dropMemory(seq uint64) {
 func (v *Volume) markStep() {
 	op := &append1{}
 	v.mu.Lock()
-	if v.mu.failed != nil || !v.mu.open || v.mu.marked >= v.mu.synced || v.mu.prep != nil {
+	if v.mu.failed != nil || !v.mu.open && !v.mu.closing || v.mu.marked >= v.mu.synced || v.mu.prep != nil {
 		v.mu.Unlock()
 		return
 	}
 	place, ok := v.mu.log.Place(v.mu.next, 0)
+	if !ok && v.mu.closing && v.extend() == nil { // the last chance to say it
+		place, ok = v.mu.log.Place(v.mu.next, 0)
+	}
 	if !ok {
 		v.mu.Unlock()
 		return

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sort"
-	"strings"
 	"time"
 
 	"github.com/k8ns/granary/pkg/catalog"
@@ -255,17 +253,18 @@ func (s *Store) DeleteVolume(id string) error {
 	if err != nil {
 		return err
 	}
-	mapped := int64(0)
-	_, err = s.update(func(view catalog.View) ([]catalog.Op, error) {
-		ops, n, err := deleteOps(view, id, owes)
-		mapped = n
+	var rec volumeRecord
+	_, err = s.update(func(view catalog.View) (ops []catalog.Op, err error) {
+		ops, rec, err = deleteOps(view, id, owes)
 		return ops, err
 	})
 	s.endDelete(id, v, owes, err)
 	if err != nil {
 		return fmt.Errorf("delete volume: %w", err)
 	}
-	s.addGarbage(mapped * BlockSize)
+	if !s.census.named(rec.Root.slot()) {
+		s.addGarbage(rec.Mapped * BlockSize)
+	}
 	s.sched.kickFold()
 	return nil
 }
@@ -314,14 +313,13 @@ func (s *Store) endDelete(id string, v *Volume, owes bool, err error) {
 
 // deleteOps removes the record and the name; a volume whose journal owes a cut its root
 // stays as deleted until the fold.
-func deleteOps(view catalog.View, id string, owes bool) (ops []catalog.Op, mapped int64, err error) {
-	var rec volumeRecord
+func deleteOps(view catalog.View, id string, owes bool) (ops []catalog.Op, rec volumeRecord, err error) {
 	e, err := get(view, keyVolume+id, &rec)
 	if err != nil {
-		return nil, 0, err
+		return nil, rec, err
 	}
 	if rec.Deleted {
-		return nil, 0, fmt.Errorf("volume %s: %w", id, ErrNotFound)
+		return nil, rec, fmt.Errorf("volume %s: %w", id, ErrNotFound)
 	}
 	ops = append(ops, del(keyVolumeName+rec.Name, catalog.ExpectAny))
 	if rec.Cut != "" {
@@ -330,7 +328,7 @@ func deleteOps(view catalog.View, id string, owes bool) (ops []catalog.Op, mappe
 		if err == nil {
 			ops = append(ops, unname(rec.Cut, cut, ce.Revision))
 		} else if !errors.Is(err, ErrNotFound) {
-			return nil, 0, err
+			return nil, rec, err
 		}
 	}
 	for _, kind := range []string{keyAttach, keyPublish} { // nobody asks for them any more
@@ -340,9 +338,9 @@ func deleteOps(view catalog.View, id string, owes bool) (ops []catalog.Op, mappe
 	}
 	if owes {
 		rec.Deleted = true
-		return append(ops, put(keyVolume+id, rec, e.Revision)), rec.Mapped, nil
+		return append(ops, put(keyVolume+id, rec, e.Revision)), rec, nil
 	}
-	return append(ops, del(keyVolume+id, e.Revision)), rec.Mapped, nil
+	return append(ops, del(keyVolume+id, e.Revision)), rec, nil
 }
 
 // ResizeVolume grows a volume, open or not; the new part is a hole. ErrRange for less
@@ -440,30 +438,6 @@ func (s *Store) Volume(idOrName string) (VolumeInfo, error) {
 	return info, nil
 }
 
-// Volumes describes all volumes, by name.
-func (s *Store) Volumes() []VolumeInfo {
-	var out []VolumeInfo
-	view := s.cat.View()
-	published := s.publications(view) // few: cheaper than a look for each volume
-	for _, e := range view.Scan(keyVolume, "", 0) {
-		var rec volumeRecord
-		if err := decode(e, &rec); err != nil {
-			s.log.Error("unreadable record", "err", err)
-			continue
-		}
-		if rec.Deleted {
-			continue
-		}
-		info := s.describe(strings.TrimPrefix(e.Key, keyVolume), rec)
-		if p, ok := published[info.ID]; ok {
-			info.Publication = &p
-		}
-		out = append(out, info)
-	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
-	return out
-}
-
 // describe tells all but the publication.
 func (s *Store) describe(id string, rec volumeRecord) VolumeInfo {
 	info := VolumeInfo{
@@ -484,15 +458,21 @@ func (s *Store) describe(id string, rec volumeRecord) VolumeInfo {
 	if v := s.loaded(id); v != nil {
 		v.mu.RLock()
 		info.Open = v.inUse()
-		for _, l := range v.mu.layers {
-			if l.data {
-				info.JournalBytes += l.bytes
-			}
-		}
+		info.JournalBytes = v.unfolded()
 		if v.mu.failed != nil {
 			info.Failed = v.mu.failed.Error()
 		}
 		v.mu.RUnlock()
 	}
 	return info
+}
+
+// unfolded is how many bytes of journal wait for a fold. Called with v.mu held.
+func (v *Volume) unfolded() (n int64) {
+	for _, l := range v.mu.layers {
+		if l.data {
+			n += l.bytes
+		}
+	}
+	return n
 }

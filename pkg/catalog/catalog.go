@@ -59,6 +59,10 @@ type Options struct {
 	LogBytes int64
 	// ReadOnly opens without changing anything. The catalog must have no writer.
 	ReadOnly bool
+	// Committed is told of every commit, one after the other in order, when it is durable
+	// and before a View shows it or it is answered. It must be quick, must not call the
+	// catalog and must not keep the values. nil: nobody is told.
+	Committed func(ops []Op)
 }
 
 const (
@@ -124,6 +128,7 @@ type Catalog struct {
 // request is what a caller waits for.
 type request struct {
 	commit  uint64 // a commit's number
+	ops     []Op   // a commit's changes
 	payload []byte // a commit's entries, whole pages
 	length  int    // of payload without the filling
 	grow    int64  // if not 0: no commit, but room for so many bytes of entries
@@ -264,7 +269,7 @@ func (c *Catalog) admit(fn func(View) ([]Op, error)) (commit uint64, last *reque
 	}
 	c.mu.head.apply(commit, ops)
 	r := newRequest()
-	r.commit, r.payload, r.length = commit, payload, length
+	r.commit, r.ops, r.payload, r.length = commit, ops, payload, length
 	c.enqueue(r)
 	c.mu.last = r
 	return commit, r, nil
@@ -382,6 +387,7 @@ func (c *Catalog) process(group []*request, head state) error {
 	if err != nil {
 		err = fmt.Errorf("%w: %w", ErrFailed, err)
 	} else {
+		c.tell(commits)
 		c.durable.Store(&View{head})
 	}
 	c.mu.Lock()
@@ -395,6 +401,15 @@ func (c *Catalog) process(group []*request, head state) error {
 		r.answer(noRoom)
 	}
 	return nil
+}
+
+// tell hands commits to Options.Committed.
+func (c *Catalog) tell(commits []*request) {
+	for _, r := range commits {
+		if c.opts.Committed != nil {
+			c.opts.Committed(r.ops)
+		}
+	}
 }
 
 // Close waits for what is queued and lets go of the files. A second Close does

@@ -177,12 +177,20 @@ func (w *logWriter) tryGrowSpare(entries int64) error {
 	return err
 }
 
-// rotate replaces the log by one that begins with a checkpoint of head, and the spare
-// by the log. The spare must have room for it. The next one gets larger if the state
-// asks for it and the disk has the space.
+// rotate is replace, after which the spare gets larger if the state asks for it and the
+// disk has the space.
+func (w *logWriter) rotate(head state) error {
+	if err := w.replace(head); err != nil {
+		return err
+	}
+	return w.tryGrowSpare(head.bytes)
+}
+
+// replace replaces the log by one that begins with a checkpoint of head, and the spare
+// by the log. The spare must have room for it.
 //
 //	write spare, fdatasync, rename to <n>.log, fsync directory, rename old to spare
-func (w *logWriter) rotate(head state) error {
+func (w *logWriter) replace(head state) error {
 	f, err := w.fsys.Open(w.path(spareName))
 	if err != nil {
 		return err
@@ -204,7 +212,7 @@ func (w *logWriter) rotate(head state) error {
 			return err
 		}
 	}
-	return w.tryGrowSpare(head.bytes)
+	return nil
 }
 
 // writeNext writes the next log with a checkpoint of head into the spare, which is

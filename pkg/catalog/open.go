@@ -98,7 +98,9 @@ func (w *logWriter) start(files dirFiles, old state) error {
 	if noRoom, err := w.needSpare(old.bytes); noRoom != nil || err != nil {
 		return errors.Join(noRoom, err)
 	}
-	if err := w.rotate(old); err != nil {
+	// A larger spare than it needs can wait for the next rotation: who starts does not wait
+	// for hundreds of megabytes of zeros.
+	if err := w.replace(old); err != nil {
 		return err
 	}
 	return errors.Join(w.needSpare(old.bytes))

@@ -109,7 +109,7 @@ func (s *Store) create() (*file, error) {
 	f := &file{num: num, blob: b, size: fileHeaderSize, commit: commit, hash: blake3.New()}
 	f.hash.Write(head)
 	s.mu.Lock()
-	s.files[num] = f
+	s.addFile(f)
 	s.maxCommit = max(s.maxCommit, commit)
 	s.mu.Unlock()
 	return f, nil
@@ -140,7 +140,7 @@ func (s *Store) appendTo(f *file, e *encodedChunk, indexed bool) (*chunkCopy, er
 	}
 	s.seq++
 	f.seq = s.seq
-	f.size = at + h.size()
+	s.resize(f, at+h.size())
 	f.commit = max(f.commit, h.commit)
 	s.maxCommit = max(s.maxCommit, h.commit)
 	s.stats.written.Add(h.size())
@@ -229,7 +229,7 @@ func (s *Store) abandon(f *file, why error) {
 		return
 	}
 	f.failed = true
-	f.size = f.synced
+	s.resize(f, f.synced)
 	var kept []*chunkCopy
 	for _, c := range f.copies {
 		if c.end() <= f.synced {
@@ -288,7 +288,7 @@ func (s *Store) seal(f *file) error {
 	err := f.blob.Seal(f.num.sealedName(t.hash))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f.size = size + int64(len(footer)) + trailerSize
+	s.resize(f, size+int64(len(footer))+trailerSize)
 	f.synced = f.size
 	if err != nil {
 		f.failed = true // durable as it is, under one name or the other; never tried again
@@ -304,7 +304,7 @@ func (s *Store) seal(f *file) error {
 func (s *Store) forget(f *file) error {
 	s.mu.Lock()
 	f.gone = true
-	delete(s.files, f.num)
+	s.dropFile(f)
 	s.mu.Unlock()
 	return f.blob.Remove()
 }

@@ -595,7 +595,7 @@ func (c *Collection) drop(olds []movedOld) error {
 		for _, cp := range m.file.copies {
 			s.remove(cp)
 		}
-		delete(s.files, m.file.num)
+		s.dropFile(m.file)
 		files = append(files, m.file)
 	}
 	s.mu.Unlock()

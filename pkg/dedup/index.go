@@ -107,7 +107,8 @@ type Store struct {
 	// mu guards the index and every field that says so. No disk is touched under it.
 	mu         sync.RWMutex
 	index      map[ChunkID]*chunk
-	chunks     []*chunk // by number; nil when gone
+	chunks     map[uint32]*chunk // by number
+	chunkNums  uint32            // numbers given to chunks; never used again, for hooks keep them
 	hooks      hookTable
 	files      map[FileNum]*file
 	problems   []Problem
@@ -115,6 +116,7 @@ type Store struct {
 	damagedFPs map[Fingerprint][]Slot // the same by content, for healing
 	collecting bool                   // a Collection is between Plan and its end
 	seq        uint64                 // of the last append
+	totals     totals                 // of index and files
 	copyKeys   uint32                 // the last chunkCopy.key given out
 	maxCommit  uint64
 	closed     bool
@@ -258,10 +260,12 @@ func (ch *chunk) whole() bool {
 func (s *Store) insert(f *file, h *chunkHead, off uint32, have *bitmap) *chunkCopy {
 	ch := s.index[h.id]
 	if ch == nil {
-		ch = &chunk{id: h.id, kind: h.kind, slots: h.slots, num: uint32(len(s.chunks))}
+		ch = &chunk{id: h.id, kind: h.kind, slots: h.slots, num: s.chunkNums}
+		s.chunkNums++
 		s.index[h.id] = ch
-		s.chunks = append(s.chunks, ch)
+		s.chunks[ch.num] = ch
 	}
+	s.totals.slots -= ch.present()
 	s.copyKeys++
 	c := &chunkCopy{
 		chunk: ch, file: f, off: off, front: h.front, list: h.list, payload: h.payload,
@@ -273,6 +277,8 @@ func (s *Store) insert(f *file, h *chunkHead, off uint32, have *bitmap) *chunkCo
 	}
 	ch.copies = append([]*chunkCopy{c}, ch.copies...)
 	f.copies = append(f.copies, c)
+	s.totals.slots += ch.present()
+	s.totals.copies++
 	return c
 }
 
@@ -280,13 +286,67 @@ func (s *Store) insert(f *file, h *chunkHead, off uint32, have *bitmap) *chunkCo
 // for writing.
 func (s *Store) remove(c *chunkCopy) {
 	ch := c.chunk
+	indexed := s.index[ch.id] == ch // or of a collection's output
+	before := len(ch.copies)
+	if indexed {
+		s.totals.slots -= ch.present()
+	}
 	ch.copies = slices.DeleteFunc(slices.Clone(ch.copies), func(o *chunkCopy) bool { return o == c })
-	if len(ch.copies) == 0 && s.index[ch.id] == ch {
+	if indexed {
+		s.totals.slots += ch.present()
+		s.totals.copies -= before - len(ch.copies)
+	}
+	if len(ch.copies) == 0 && indexed {
 		delete(s.index, ch.id)
-		s.chunks[ch.num] = nil
+		delete(s.chunks, ch.num)
 		s.lists.drop(ch.num)
 	}
 	s.fronts.Remove(c.key)
+}
+
+// totals are sums that are asked for too often to be counted each time.
+type totals struct {
+	stored int64 // bytes of files
+	slots  int64 // distinct ones in the index
+	copies int
+}
+
+// present is how many distinct slots the chunk's copies have. Store.mu is held.
+func (ch *chunk) present() int64 {
+	switch len(ch.copies) {
+	case 0:
+		return 0
+	case 1:
+		return int64(ch.copies[0].present)
+	}
+	var all bitmap
+	for _, c := range ch.copies {
+		b := c.slots()
+		all = all.or(&b)
+	}
+	return int64(all.count())
+}
+
+// addFile makes a file one of the store's. s.mu is held for writing.
+func (s *Store) addFile(f *file) {
+	s.files[f.num] = f
+	s.totals.stored += f.size
+}
+
+// dropFile is the inverse of addFile. s.mu is held for writing.
+func (s *Store) dropFile(f *file) {
+	if s.files[f.num] == f {
+		delete(s.files, f.num)
+		s.totals.stored -= f.size
+	}
+}
+
+// resize sets the size of one of the store's files. s.mu is held for writing.
+func (s *Store) resize(f *file, size int64) {
+	if s.files[f.num] == f {
+		s.totals.stored += size - f.size
+	}
+	f.size = size
 }
 
 // addHook makes a sampled fingerprint known. s.mu is held for writing.
@@ -409,7 +469,7 @@ type Stats struct {
 	Rescued     int64 // reads that another copy answered
 }
 
-// Stats counts; it takes time linear in the number of chunks.
+// Stats is what is counted all along: it takes the same time whatever the store holds.
 func (s *Store) Stats() Stats {
 	st := Stats{
 		Blocks: s.stats.blocks.Load(), Hits: s.stats.hits.Load(), Written: s.stats.written.Load(),
@@ -420,21 +480,6 @@ func (s *Store) Stats() Stats {
 	defer s.mu.RUnlock()
 	st.Files, st.Chunks = len(s.files), len(s.index)
 	st.Hooks, st.HookBytes, st.Damaged = s.hooks.n, s.hooks.bytes(), len(s.damage)
-	for _, f := range s.files {
-		st.Stored += f.size
-	}
-	for _, ch := range s.index {
-		st.Copies += len(ch.copies)
-		if len(ch.copies) == 1 {
-			st.Slots += int64(ch.copies[0].present)
-			continue
-		}
-		var all bitmap
-		for _, c := range ch.copies {
-			b := c.slots()
-			all = all.or(&b)
-		}
-		st.Slots += int64(all.count())
-	}
+	st.Stored, st.Copies, st.Slots = s.totals.stored, s.totals.copies, s.totals.slots
 	return st
 }

@@ -32,7 +32,7 @@ func Open(dir *blob.Dir, o Options) (*Store, error) {
 	s := &Store{
 		o: o, dir: dir, codecs: cs, workers: make(chan struct{}, o.Workers),
 		lists: newListCache(o.ListCache), groups: newGroupCache(o.CacheBytes),
-		index: make(map[ChunkID]*chunk), files: make(map[FileNum]*file),
+		index: make(map[ChunkID]*chunk), chunks: make(map[uint32]*chunk), files: make(map[FileNum]*file),
 		damage: make(map[Slot]Damage), damagedFPs: make(map[Fingerprint][]Slot),
 	}
 	s.hooks.budget = o.HookBytes
@@ -347,7 +347,7 @@ func hooksOf(t *tree, n uint16) []hook {
 // nextHead is the offset of the next chunk head at or behind an offset; -1 if there
 // is none.
 func nextHead(r io.ReaderAt, at, size int64) int64 {
-	b := make([]byte, 256<<10)
+	b := make([]byte, min(256<<10, max(0, size-at)))
 	for at+headSize <= size {
 		n, err := r.ReadAt(b[:min(int64(len(b)), size-at)], at)
 		if n < headSize {
@@ -402,7 +402,7 @@ func (s *Store) adopt(ff *foundFile) error {
 	}
 	f.synced, f.commit = f.size, ff.commit
 	f.hooks = ff.hooks
-	s.files[f.num] = f
+	s.addFile(f)
 	for i := range ff.chunks {
 		s.insert(f, &ff.chunks[i].head, ff.chunks[i].off, ff.chunks[i].have)
 	}
@@ -430,7 +430,7 @@ func (s *Store) rewrite(f *file, ff *foundFile) error {
 	}
 	f.hash = blake3.New()
 	h := fileHeader{store: s.o.Store, num: f.num, commit: ff.commit}
-	b := make([]byte, 1<<20)
+	b := make([]byte, min(1<<20, max(f.size, fileHeaderSize)))
 	for at := int64(0); at < f.size; at += int64(len(b)) {
 		b = b[:min(int64(cap(b)), f.size-at)]
 		if _, err := w.ReadAt(b, at); err != nil {

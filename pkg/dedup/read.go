@@ -213,7 +213,9 @@ func (s *Store) readFile(c *chunkCopy, b []byte, off int64, g int) error {
 		return err // gone, or no descriptor to be had: says nothing of the bytes
 	}
 	defer release()
-	_, err = c.file.blob.ReadAt(b, off)
+	if _, err = c.file.blob.ReadAt(b, off); err != nil {
+		_, err = c.file.blob.ReadAt(b, off) // once more: a slot that counts as bad costs much
+	}
 	if err == nil || errors.Is(err, vfs.ErrNotExist) || errors.Is(err, vfs.ErrDead) || errors.Is(err, fs.ErrClosed) {
 		return err
 	}

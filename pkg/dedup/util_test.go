@@ -135,7 +135,10 @@ func invariants(t testing.TB, s *Store) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	copies := 0
+	counted := totals{}
 	for id, ch := range s.index {
+		counted.slots += ch.present()
+		counted.copies += len(ch.copies)
 		if ch.id != id || s.chunks[ch.num] != ch || len(ch.copies) == 0 {
 			t.Errorf("chunk %s: index entry", id)
 		}
@@ -147,6 +150,7 @@ func invariants(t testing.TB, s *Store) {
 		}
 	}
 	for _, f := range s.files {
+		counted.stored += f.size
 		if f.private {
 			continue
 		}
@@ -156,6 +160,12 @@ func invariants(t testing.TB, s *Store) {
 				t.Errorf("%s: copy behind the end", f.blob.Name())
 			}
 		}
+	}
+	if counted != s.totals {
+		t.Errorf("the totals are %+v, kept as %+v", counted, s.totals)
+	}
+	if len(s.chunks) != len(s.index) {
+		t.Errorf("%d chunks by number, %d by ID", len(s.chunks), len(s.index))
 	}
 	if copies != 0 {
 		t.Errorf("%d copies more in the index than in files", copies)

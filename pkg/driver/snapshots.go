@@ -107,11 +107,11 @@ func (d *Driver) GetSnapshot(_ context.Context, req *csi.GetSnapshotRequest) (*c
 // ListSnapshots implements csi.ControllerServer. IDs that name nothing here give
 // an empty list.
 func (d *Driver) ListSnapshots(_ context.Context, req *csi.ListSnapshotsRequest) (*csi.ListSnapshotsResponse, error) {
-	infos, err := d.findSnapshots(req.GetSnapshotId(), req.GetSourceVolumeId())
+	list, err := d.findSnapshots(req.GetSnapshotId(), req.GetSourceVolumeId())
 	if err != nil {
 		return nil, err
 	}
-	page, next, err := paginate(infos, 's', func(s blockstore.SnapshotInfo) string { return s.ID }, req.GetStartingToken(), req.GetMaxEntries())
+	page, next, err := paginate(list, 's', func(s blockstore.SnapshotInfo) string { return s.ID }, req.GetStartingToken(), req.GetMaxEntries())
 	if err != nil {
 		return nil, err
 	}
@@ -122,30 +122,41 @@ func (d *Driver) ListSnapshots(_ context.Context, req *csi.ListSnapshotsRequest)
 	return resp, nil
 }
 
+// snapshotList returns at most limit snapshots whose IDs come after one, in their order.
+type snapshotList func(after string, limit int) []blockstore.SnapshotInfo
+
 // findSnapshots applies the filters; "" is none.
-func (d *Driver) findSnapshots(snapshot, volume string) ([]blockstore.SnapshotInfo, error) {
+func (d *Driver) findSnapshots(snapshot, volume string) (snapshotList, error) {
+	nothing := func(string, int) []blockstore.SnapshotInfo { return nil }
 	volumeID := ""
 	if volume != "" {
 		var err error
 		if volumeID, err = d.volumeID(volume); err != nil {
-			return nil, ignoreNotFound(err)
+			return nothing, ignoreNotFound(err)
 		}
 	}
 	if snapshot == "" {
-		return d.store.Snapshots(volumeID), nil
+		return func(after string, limit int) []blockstore.SnapshotInfo {
+			return d.store.SnapshotPage(volumeID, after, limit)
+		}, nil
 	}
 	id, err := d.snapshotID(snapshot)
 	if err != nil {
-		return nil, ignoreNotFound(err)
+		return nothing, ignoreNotFound(err)
 	}
 	info, err := d.store.Snapshot(id)
 	if err != nil {
-		return nil, ignoreNotFound(err)
+		return nothing, ignoreNotFound(err)
 	}
 	if volumeID != "" && info.VolumeID != volumeID {
-		return nil, nil
+		return nothing, nil
 	}
-	return []blockstore.SnapshotInfo{info}, nil
+	return func(after string, _ int) []blockstore.SnapshotInfo {
+		if info.ID <= after {
+			return nil
+		}
+		return []blockstore.SnapshotInfo{info}
+	}, nil
 }
 
 func ignoreNotFound(err error) error {

@@ -19,7 +19,8 @@ type volumes interface {
 	// CreateVolume is ErrExists if the name is taken.
 	CreateVolume(spec blockstore.VolumeSpec) (blockstore.VolumeInfo, error)
 	Volume(idOrName string) (blockstore.VolumeInfo, error)
-	Volumes() []blockstore.VolumeInfo
+	// VolumePage lists at most limit volumes whose IDs come after one, in their order.
+	VolumePage(after string, limit int) []blockstore.VolumeInfo
 	publications
 }
 
@@ -38,5 +39,7 @@ type snapshots interface {
 	WaitSnapshot(ctx context.Context, id string) (blockstore.SnapshotInfo, error)
 	DeleteSnapshot(id string) error
 	Snapshot(idOrName string) (blockstore.SnapshotInfo, error)
-	Snapshots(volumeID string) []blockstore.SnapshotInfo
+	// SnapshotPage lists at most limit snapshots of a volume, or of all for "", whose IDs
+	// come after one, in their order.
+	SnapshotPage(volumeID, after string, limit int) []blockstore.SnapshotInfo
 }

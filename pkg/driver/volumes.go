@@ -336,8 +336,7 @@ func confirm(info blockstore.VolumeInfo, req *csi.ValidateVolumeCapabilitiesRequ
 
 // ListVolumes implements csi.ControllerServer.
 func (d *Driver) ListVolumes(_ context.Context, req *csi.ListVolumesRequest) (*csi.ListVolumesResponse, error) {
-	infos := d.store.Volumes()
-	page, next, err := paginate(infos, 'v', func(v blockstore.VolumeInfo) string { return v.ID }, req.GetStartingToken(), req.GetMaxEntries())
+	page, next, err := paginate(d.store.VolumePage, 'v', func(v blockstore.VolumeInfo) string { return v.ID }, req.GetStartingToken(), req.GetMaxEntries())
 	if err != nil {
 		return nil, err
 	}

@@ -46,9 +46,12 @@ var uses = map[string][]string{
 	"test/device":   {"test/rig"},
 	"test/torture":  {"test/rig"},
 	"test/powercut": {"test/rig", "pkg/blockstore", "pkg/export", "pkg/vfs"},
-	"test/deploy":   {},           // a module of its own
-	"test/sanity":   {"test/rig"}, // likewise
-	"test/style":    {},
+	"test/scale": { // no rig: it measures the engine and the driver in its own processes
+		"pkg/driver", "pkg/attach", "pkg/export", "pkg/blockstore", "pkg/dedup", "pkg/blob", "pkg/vfs",
+	},
+	"test/deploy": {},           // a module of its own
+	"test/sanity": {"test/rig"}, // likewise
+	"test/style":  {},
 }
 
 // isHelper tells packages for tests alone (exporttest, vfstest): they may import what

@@ -217,7 +217,7 @@ func (e *Engine) describe(v *volume) blockstore.VolumeInfo {
 	return info
 }
 
-// Volumes implements driver.Store.
+// Volumes lists all volumes by name.
 func (e *Engine) Volumes() []blockstore.VolumeInfo {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -227,6 +227,21 @@ func (e *Engine) Volumes() []blockstore.VolumeInfo {
 	}
 	slices.SortFunc(infos, func(a, b blockstore.VolumeInfo) int { return strings.Compare(a.Name, b.Name) })
 	return infos
+}
+
+// VolumePage implements driver.Store and admin.Store.
+func (e *Engine) VolumePage(after string, limit int) []blockstore.VolumeInfo {
+	return page(e.Volumes(), func(v blockstore.VolumeInfo) string { return v.ID }, after, limit)
+}
+
+// page is what comes after an ID of a list, in the order of IDs.
+func page[T any](all []T, id func(T) string, after string, limit int) []T {
+	all = slices.DeleteFunc(all, func(t T) bool { return id(t) <= after })
+	slices.SortFunc(all, func(a, b T) int { return strings.Compare(id(a), id(b)) })
+	if limit > 0 {
+		all = all[:min(limit, len(all))]
+	}
+	return all
 }
 
 // DeleteVolume implements attach.Store.

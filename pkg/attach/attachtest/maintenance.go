@@ -89,7 +89,7 @@ func (e *Engine) Snapshot(idOrName string) (blockstore.SnapshotInfo, error) {
 	return s.info, nil
 }
 
-// Snapshots implements driver.Store and admin.Store.
+// Snapshots lists the snapshots of a volume, or all for "", by name.
 func (e *Engine) Snapshots(volumeID string) []blockstore.SnapshotInfo {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -101,6 +101,11 @@ func (e *Engine) Snapshots(volumeID string) []blockstore.SnapshotInfo {
 	}
 	slices.SortFunc(infos, func(a, b blockstore.SnapshotInfo) int { return strings.Compare(a.Name, b.Name) })
 	return infos
+}
+
+// SnapshotPage implements driver.Store and admin.Store.
+func (e *Engine) SnapshotPage(volumeID, after string, limit int) []blockstore.SnapshotInfo {
+	return page(e.Snapshots(volumeID), func(s blockstore.SnapshotInfo) string { return s.ID }, after, limit)
 }
 
 // Stats implements driver.Store and admin.Store.

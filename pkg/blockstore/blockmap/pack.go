@@ -151,6 +151,7 @@ func (u *update) write(l int, items []item) error {
 		return err
 	}
 	u.page = page
+	u.made++
 	chunk, slot, err := u.sink.AddNode(page)
 	if err != nil {
 		return fmt.Errorf("add map node of level %d: %w", l, err)

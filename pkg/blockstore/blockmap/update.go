@@ -24,6 +24,8 @@ type Result struct {
 	// MappedDelta is by how many blocks the number of blocks that are not holes went
 	// up. Blocks whose old state could not be read are left out.
 	MappedDelta int64
+	// Nodes is how many nodes went to the sink.
+	Nodes int64
 }
 
 // Update makes the tree that root becomes by changes: ascending, disjoint extents, each
@@ -62,7 +64,7 @@ func (t *Tree) Update(root dedup.Slot, changes []Extent, sink NodeSink) (Result,
 		return Result{}, err
 	}
 	r, err := u.finishAll()
-	r.MappedDelta = delta
+	r.MappedDelta, r.Nodes = delta, u.made
 	return r, err
 }
 
@@ -90,6 +92,7 @@ type update struct {
 	sink    NodeSink
 	bad     map[dedup.Slot]error // nodes that could not be read, asked for once
 	build   *builder
+	made    int64 // nodes given to sink
 	sizer   sizer
 	page    []byte // buffer
 	changes []Extent

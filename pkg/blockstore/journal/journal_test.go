@@ -245,3 +245,35 @@ func FuzzDecodeHeader(f *testing.F) {
 		}
 	})
 }
+
+// TestNameOfASegmentIsDurableAfterAStart: a process may die between naming a segment and
+// syncing the name. The next one finds the file, and what it flushes into it must survive a
+// power loss (I1).
+func TestNameOfASegmentIsDurableAfterAStart(t *testing.T) {
+	mem := vfs.NewMem()
+	fsys := vfs.NewFaulty(mem)
+	p, _ := pool(t, fsys, 4)
+	dead := false
+	fsys.SetHook(func(op vfs.Op) error {
+		if dead = dead || op.Kind == vfs.OpSyncDir; dead {
+			return vfs.ErrDead
+		}
+		return nil
+	})
+	if _, err := p.Get(); !errors.Is(err, vfs.ErrDead) {
+		t.Fatalf("%v, want the death", err)
+	}
+	fsys.SetHook(nil)
+	mem.Kill()
+	p, owned := pool(t, fsys, 4)
+	if len(owned) != 0 || p.Stats().Free != 1 {
+		t.Fatalf("%d segments owned, %d free; want the one that was made, free", len(owned), p.Stats().Free)
+	}
+	w := &writer{t: t, p: p, l: NewLog(p, owner, 2, func() uint64 { return 0 }), next: 1}
+	w.append()
+	w.flush()
+	mem.Crash(nil, 0)
+	if _, owned := pool(t, fsys, 4); len(owned) != 1 {
+		t.Fatalf("%d segments survive the power loss, want 1", len(owned))
+	}
+}

@@ -26,9 +26,9 @@ type PoolOptions struct {
 	Store        [16]byte
 	SegmentBytes int64 // multiple of 4096; only for new segments
 	BudgetBytes  int64 // no new segment is made above this
-	// Allow is called before a segment is handed out, with the number of segments
-	// that would then be in use. An error (a reserve that cannot be had) is passed on.
-	Allow func(inUse int) error
+	// Allow is called before a segment is handed out. An error (a reserve that cannot be
+	// had) is passed on.
+	Allow func() error
 	// Rand makes log numbers that no guest can guess; nil only with ReadOnly.
 	Rand io.Reader
 	// ReadOnly opens files for reading and makes none.
@@ -53,10 +53,14 @@ type Pool struct {
 	}
 }
 
-// Recovered is a segment found at open whose header names an owner.
+// Recovered is a segment found at open whose header names an owner, or whose first
+// record does.
 type Recovered struct {
 	Segment *Segment
 	Header  Header
+	// Guessed says that the header is bad: what Header says of the log is what the first
+	// record says, and of the logs before it nothing is known.
+	Guessed bool
 }
 
 // Bad is a file that is no segment, or one whose header cannot be read or does not
@@ -75,6 +79,11 @@ func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovere
 	p.mu.all = make(map[uint64]*Segment)
 	p.mu.freed = make(chan struct{})
 	names, err := fsys.ReadDir(dir)
+	if err == nil && !o.ReadOnly {
+		// A process that died after it named a segment may not have synced the name: what
+		// is written into a segment is durable only if its name is.
+		err = fsys.SyncDir(dir)
+	}
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("open journal pool: %w", err)
 	}
@@ -108,7 +117,14 @@ func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovere
 			p.Close()
 			return nil, nil, nil, fmt.Errorf("%s: %w", full, err)
 		case err != nil:
-			bad = append(bad, Bad{seg, fmt.Errorf("%s: %w", full, err)})
+			err = fmt.Errorf("%s: %w", full, err)
+			if h, ok := seg.guessHeader(o.Store); ok {
+				bad = append(bad, Bad{nil, fmt.Errorf("%w; its records are read all the same", err)})
+				seg.header = h
+				owned = append(owned, Recovered{Segment: seg, Header: h, Guessed: true})
+				continue
+			}
+			bad = append(bad, Bad{seg, err})
 		case h.Owner == [16]byte{}:
 			seg.refs.Store(0)
 			p.put(seg)
@@ -117,7 +133,7 @@ func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovere
 			return nil, nil, nil, fmt.Errorf("%s: belongs to store %x, this is %x: %w", full, h.Store, o.Store, wal.ErrFormat)
 		default:
 			seg.header = h
-			owned = append(owned, Recovered{seg, h})
+			owned = append(owned, Recovered{Segment: seg, Header: h})
 		}
 	}
 	return p, owned, bad, nil
@@ -170,19 +186,38 @@ func (p *Pool) openSegment(full string, num uint64) (*Segment, error) {
 func (s *Segment) readHeader() (Header, error) {
 	page := make([]byte, wal.PageSize)
 	if _, err := s.file.ReadAt(page, 0); err != nil {
-		return Header{}, err
+		if _, err = s.file.ReadAt(page, 0); err != nil { // once more: what it holds matters
+			return Header{}, err
+		}
 	}
 	return DecodeHeader(page)
+}
+
+// guessHeader makes a header from the first record of a segment whose header is bad. It
+// names the log whose record was written at that place last: one that is over, if the
+// segment was torn while it was being reused, and that is for recovery to know.
+func (s *Segment) guessHeader(store [16]byte) (Header, bool) {
+	page := make([]byte, wal.PageSize)
+	if _, err := s.file.ReadAt(page, wal.PageSize); err != nil {
+		return Header{}, false
+	}
+	rec, _, err := wal.DecodeHeader(page)
+	if err != nil {
+		return Header{}, false
+	}
+	return Header{
+		Store: store, Owner: rec.Owner, Epoch: rec.Epoch, Log: rec.Log, Pages: uint32(s.pages), FirstSeq: rec.Seq,
+		// If the log begins here, this is where the ones before it end; if not, the
+		// segment that it begins in says so.
+		PrevEnd: rec.Seq - 1,
+	}, true
 }
 
 // Get hands out a segment, making one if none is free and the budget allows.
 // ErrNoSegment: wait on Freed; vfs.ErrNoSpace: the disk is full.
 func (p *Pool) Get() (*Segment, error) {
-	p.mu.Lock()
-	inUse := len(p.mu.all) - len(p.mu.free) + 1
-	p.mu.Unlock()
 	if p.o.Allow != nil {
-		if err := p.o.Allow(inUse); err != nil {
+		if err := p.o.Allow(); err != nil {
 			return nil, err
 		}
 	}
@@ -230,7 +265,7 @@ func (p *Pool) Prepare(free int) error {
 			return nil
 		}
 		if p.o.Allow != nil {
-			if err := p.o.Allow(st.InUse + 1); err != nil {
+			if err := p.o.Allow(); err != nil {
 				return err
 			}
 		}
