@@ -282,7 +282,7 @@ func (v *Volume) install(seg *journal.Segment) error {
 	if err != nil {
 		v.fail(err)
 		seg.Release()
-		return err
+		return fmt.Errorf("volume %s: %w: %w", v.id, ErrFailed, err)
 	}
 	v.mu.log.Install(next)
 	return nil

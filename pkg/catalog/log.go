@@ -227,7 +227,8 @@ func (w *logWriter) writeNext(f vfs.File, head state) (off int64, seq uint64, er
 		return 0, 0, err
 	}
 	if err := f.Datasync(); err != nil {
-		return 0, 0, err
+		// The next start must not sync this file again (I8): it makes another one.
+		return 0, 0, errors.Join(err, w.fsys.Remove(w.path(spareName)))
 	}
 	if err := w.fsys.Rename(w.path(spareName), w.path(logName(w.log+1))); err != nil {
 		return 0, 0, err
