@@ -5,7 +5,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
+	"slices"
 	"sort"
 	"strings"
 
@@ -25,6 +27,11 @@ func (s *Store) recoverVolumes(owned []journal.Recovered, bad []journal.Bad) err
 	if err != nil {
 		return err
 	}
+	// First, so that no segment of a journal with a gap is taken for a tail and used again.
+	lost, err := s.inspect(bad)
+	if err != nil {
+		return err
+	}
 	ids := make([]string, 0, len(byVolume))
 	for id := range byVolume {
 		ids = append(ids, id)
@@ -41,7 +48,12 @@ func (s *Store) recoverVolumes(owned []journal.Recovered, bad []journal.Bad) err
 			return err
 		}
 		v := s.newVolume(id, rec)
-		err := v.recover(byVolume[id], cuts[id])
+		err := lost[id]
+		if err != nil {
+			v.mu.log.Keep(byVolume[id])
+		} else {
+			err = v.recover(byVolume[id], cuts[id])
+		}
 		if last := v.mu.next - 1; err == nil && last < rec.Durable {
 			err = s.journalShort(last, rec.Durable)
 		}
@@ -49,14 +61,16 @@ func (s *Store) recoverVolumes(owned []journal.Recovered, bad []journal.Bad) err
 			v.lost(err)
 		}
 		delete(cuts, id)
+		delete(lost, id)
 		if v.busy() {
 			s.mu.volumes[id] = v
 		} else {
 			v.mu.log.Drop()
 		}
 	}
-	if err := s.inspect(bad); err != nil {
-		return err
+	for _, id := range slices.Sorted(maps.Keys(lost)) {
+		s.loseJournal(id, lost[id])
+		delete(cuts, id)
 	}
 	if err := s.missingJournals(byVolume); err != nil {
 		return err
@@ -114,10 +128,12 @@ func (s *Store) noteJournals(vols []*Volume) error {
 }
 
 // inspect looks at segments whose header is bad. If the rest cannot be read either,
-// nobody knows whose acknowledged writes it holds, and the store is not served. One that shows durable records which
-// its volume has not folded was damaged: the volume fails closed, and the segment is
-// kept. Any other was torn while it was being reused, and is free.
-func (s *Store) inspect(bad []journal.Bad) error {
+// nobody knows whose acknowledged writes it holds, and the store is not served. One that
+// shows records which its volume has not folded, and which were durable or whose header the
+// disk answered an error for, was damaged: inspect tells why the volume must fail closed,
+// and the segment is kept. Any other was torn while it was being reused, and is free.
+func (s *Store) inspect(bad []journal.Bad) (map[string]error, error) {
+	lost := make(map[string]error)
 	for _, b := range bad {
 		s.log.Warn("journal segment with a bad header", "err", b.Err)
 		if b.Segment == nil {
@@ -125,7 +141,7 @@ func (s *Store) inspect(bad []journal.Bad) error {
 		}
 		traces, err := journal.Inspect(b.Segment)
 		if err != nil {
-			return fmt.Errorf("%w; it may hold acknowledged writes of any volume: mend the disk, or move the file away to do without them: %w", b.Err, err)
+			return nil, fmt.Errorf("%w; it may hold acknowledged writes of any volume: mend the disk, or move the file away to do without them: %w", b.Err, err)
 		}
 		needed := false
 		for _, t := range traces {
@@ -134,11 +150,11 @@ func (s *Store) inspect(bad []journal.Bad) error {
 			if _, err := get(s.cat, keyVolume+id, &rec); errors.Is(err, ErrNotFound) {
 				continue
 			} else if err != nil {
-				return err
+				return nil, err
 			}
-			if seq, lost := t.Lost(rec.Position.Seq); lost {
+			if seq, ok := t.Lost(rec.Position.Seq, b.Unread); ok {
 				needed = true
-				s.loseJournal(id, fmt.Errorf("%w: %v, and it holds synced record %d", ErrCorrupt, b.Err, seq))
+				lost[id] = fmt.Errorf("%w: %w, and it holds record %d", ErrCorrupt, b.Err, seq)
 			}
 		}
 		if needed {
@@ -147,7 +163,7 @@ func (s *Store) inspect(bad []journal.Bad) error {
 			b.Segment.Release()
 		}
 	}
-	return nil
+	return lost, nil
 }
 
 // loseJournal makes a volume fail closed whose journal has lost what was durable.

@@ -13,11 +13,12 @@ type Trace struct {
 	Synced uint64   // highest synced mark among them
 }
 
-// Lost tells whether the segment held a record above sequence from that was durable:
-// then a volume folded up to from has lost it with the header. It returns the highest.
-func (t Trace) Lost(from uint64) (seq uint64, lost bool) {
+// Lost tells whether the segment held a record above sequence from that was durable, or,
+// if unread, any at all: then a volume folded up to from has lost it with the header. It
+// returns the highest.
+func (t Trace) Lost(from uint64, unread bool) (seq uint64, lost bool) {
 	for _, s := range t.Seqs {
-		if s > from && s <= t.Synced {
+		if s > from && (unread || s <= t.Synced) {
 			seq, lost = max(seq, s), true
 		}
 	}

@@ -58,16 +58,16 @@ type Pool struct {
 type Recovered struct {
 	Segment *Segment
 	Header  Header
-	// Guessed says that the header is bad: what Header says of the log is what the first
-	// record says, and of the logs before it nothing is known.
-	Guessed bool
 }
 
 // Bad is a file that is no segment, or one whose header cannot be read or does not
-// check. Segment is nil or held by nobody: see Inspect.
+// check. Segment is nil or held by nobody: see Inspect. Unread tells that the disk
+// answered an error for the header: unlike one that does not check, it need not have been
+// torn, so all that the segment holds may count.
 type Bad struct {
 	Segment *Segment
 	Err     error
+	Unread  bool
 }
 
 // OpenPool opens every segment in dir. Segments whose header names an owner are
@@ -99,7 +99,7 @@ func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovere
 		}
 		num, ok := parseName(name)
 		if !ok {
-			bad = append(bad, Bad{nil, fmt.Errorf("%s: not a segment's name: %w", full, wal.ErrFormat)})
+			bad = append(bad, Bad{Err: fmt.Errorf("%s: not a segment's name: %w", full, wal.ErrFormat)})
 			continue
 		}
 		seg, err := p.openSegment(full, num)
@@ -108,7 +108,7 @@ func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovere
 			return nil, nil, nil, err
 		}
 		if seg == nil { // shorter than any segment: a creation that was not finished
-			bad = append(bad, Bad{nil, fmt.Errorf("%s: shorter than a segment: %w", full, wal.ErrCorrupt)})
+			bad = append(bad, Bad{Err: fmt.Errorf("%s: shorter than a segment: %w", full, wal.ErrCorrupt)})
 			continue
 		}
 		h, err := seg.readHeader()
@@ -119,12 +119,13 @@ func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovere
 		case err != nil:
 			err = fmt.Errorf("%s: %w", full, err)
 			if h, ok := seg.guessHeader(o.Store); ok {
-				bad = append(bad, Bad{nil, fmt.Errorf("%w; its records are read all the same", err)})
+				bad = append(bad, Bad{Err: fmt.Errorf("%w; its records are read all the same", err)})
 				seg.header = h
-				owned = append(owned, Recovered{Segment: seg, Header: h, Guessed: true})
+				owned = append(owned, Recovered{Segment: seg, Header: h})
 				continue
 			}
-			bad = append(bad, Bad{seg, err})
+			unread := !errors.Is(err, wal.ErrFormat) && !errors.Is(err, wal.ErrCorrupt)
+			bad = append(bad, Bad{seg, err, unread})
 		case h.Owner == [16]byte{}:
 			seg.refs.Store(0)
 			p.put(seg)

@@ -47,9 +47,7 @@ func (l *Log) Recover(segments []Recovered, epoch, log, from uint64, apply func(
 	err := r.readLogs(segments)
 	if err != nil {
 		l.segs = l.segs[:0]
-		for _, s := range all {
-			l.segs = append(l.segs, s.Segment)
-		}
+		l.Keep(all)
 		return r.cut, err
 	}
 	for _, s := range r.unused {
@@ -57,6 +55,13 @@ func (l *Log) Recover(segments []Recovered, epoch, log, from uint64, apply func(
 	}
 	l.prev.end = r.cut.Last
 	return r.cut, nil
+}
+
+// Keep makes segments part of l without reading them: they may be evidence.
+func (l *Log) Keep(segments []Recovered) {
+	for _, s := range segments {
+		l.segs = append(l.segs, s.Segment)
+	}
 }
 
 // readLogs reads one log after the other.
