@@ -91,6 +91,7 @@ type foundFile struct {
 	end      int64 // of the last whole chunk
 	rescan   bool  // sealed, but read by scanning
 	refused  bool  // not understood: neither indexed nor touched
+	unread   error // of an open file that the disk does not let us read
 	useless  bool  // open and without a whole chunk
 	problems []Problem
 }
@@ -124,6 +125,9 @@ func (s *Store) read(ff *foundFile) error {
 		// Unreadable, perhaps only here: what the footer lists may still be read.
 		ff.note("file header: %v", err)
 		broken = true
+		if !ff.sealed {
+			ff.unread = err
+		}
 	}
 	h, err := parseFileHeader(head)
 	switch {
@@ -150,8 +154,11 @@ func (s *Store) read(ff *foundFile) error {
 		ff.rescan = true
 	}
 	s.scan(ff)
-	ff.refused = broken && len(ff.chunks) == 0
+	ff.refused = ff.refused || broken && (!ff.sealed || len(ff.chunks) == 0)
 	ff.useless = !ff.sealed && len(ff.chunks) == 0
+	if ff.unread != nil && !s.o.ReadOnly {
+		return fmt.Errorf("%s cannot be read, and it may hold what volumes need: mend the disk, or move the file away to do without it: %w", ff.Name, ff.unread)
+	}
 	return nil
 }
 
@@ -224,6 +231,13 @@ func (s *Store) scan(ff *foundFile) {
 			at += c.head.size()
 			ff.end, gap = at, false
 			continue
+		}
+		if !ff.sealed && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) && !errors.Is(err, ErrFormat) {
+			// The disk did not answer: what is here may be whole, and durable. Cutting it
+			// off would lose it for good, and so would folding over what it misses.
+			ff.note("%v; the file is left alone", err)
+			ff.refused, ff.unread = true, err
+			return
 		}
 		gap = true
 		if c != nil && !searched { // its head is good, so its length is
