@@ -139,6 +139,12 @@ func (s *Store) inspect(bad []journal.Bad) (map[string]error, error) {
 		if b.Segment == nil {
 			continue
 		}
+		if b.Cut != nil {
+			if err := s.inspectCut(b, lost); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		traces, err := journal.Inspect(b.Segment)
 		if err != nil {
 			return nil, fmt.Errorf("%w; it may hold acknowledged writes of any volume: mend the disk, or move the file away to do without them: %w", b.Err, err)
@@ -164,6 +170,26 @@ func (s *Store) inspect(bad []journal.Bad) (map[string]error, error) {
 		}
 	}
 	return lost, nil
+}
+
+// inspectCut is inspect for a segment that has lost its end: its volume fails closed,
+// unless its log is over.
+func (s *Store) inspectCut(b journal.Bad, lost map[string]error) error {
+	id := "v-" + hex.EncodeToString(b.Cut.Owner[:])
+	var rec volumeRecord
+	_, err := get(s.cat, keyVolume+id, &rec)
+	over := errors.Is(err, ErrNotFound)
+	if err != nil && !over {
+		return err
+	}
+	p := rec.Position
+	if over || b.Cut.Epoch < p.Epoch || b.Cut.Epoch == p.Epoch && b.Cut.Log < p.Log {
+		b.Segment.Release()
+		return nil
+	}
+	lost[id] = b.Err
+	s.pool.Pin(b.Segment)
+	return nil
 }
 
 // loseJournal makes a volume fail closed whose journal has lost what was durable.

@@ -68,6 +68,9 @@ type Bad struct {
 	Segment *Segment
 	Err     error
 	Unread  bool
+	// Cut is the header of a segment that is shorter than it says: nobody knows how much of
+	// the log was in what is gone.
+	Cut *Header
 }
 
 // OpenPool opens every segment in dir. Segments whose header names an owner are
@@ -107,10 +110,6 @@ func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovere
 			p.Close()
 			return nil, nil, nil, err
 		}
-		if seg == nil { // shorter than any segment: a creation that was not finished
-			bad = append(bad, Bad{Err: fmt.Errorf("%s: shorter than a segment: %w", full, wal.ErrCorrupt)})
-			continue
-		}
 		h, err := seg.readHeader()
 		switch {
 		case errors.Is(err, wal.ErrVersion):
@@ -125,13 +124,16 @@ func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovere
 				continue
 			}
 			unread := !errors.Is(err, wal.ErrFormat) && !errors.Is(err, wal.ErrCorrupt)
-			bad = append(bad, Bad{seg, err, unread})
+			bad = append(bad, Bad{Segment: seg, Err: err, Unread: unread})
 		case h.Owner == [16]byte{}:
 			seg.refs.Store(0)
 			p.put(seg)
 		case h.Store != o.Store:
 			p.Close()
 			return nil, nil, nil, fmt.Errorf("%s: belongs to store %x, this is %x: %w", full, h.Store, o.Store, wal.ErrFormat)
+		case int64(h.Pages) > seg.pages:
+			err := fmt.Errorf("%s: %d pages of %d are left: %w", full, seg.pages, h.Pages, wal.ErrCorrupt)
+			bad = append(bad, Bad{Segment: seg, Err: err, Cut: &h})
 		default:
 			seg.header = h
 			owned = append(owned, Recovered{Segment: seg, Header: h})
@@ -170,12 +172,13 @@ func (p *Pool) openSegment(full string, num uint64) (*Segment, error) {
 	if num >= p.mu.next {
 		p.mu.next = num + 1
 	}
-	if size < MinSegmentBytes {
+	if size < wal.PageSize { // it has its size before its name: this is no crash's work
 		f.Close()
-		return nil, nil
+		return nil, fmt.Errorf("%s: shorter than a segment's header, and it may have held acknowledged writes of any volume: mend the disk, or move the file away to do without them: %w", full, wal.ErrCorrupt)
 	}
 	seg := &Segment{pool: p, file: f, num: num, pages: size / wal.PageSize}
 	seg.refs.Store(1)
+	seg.bad.Store(size < MinSegmentBytes) // of no use: it goes when it is let go of
 	p.mu.all[num] = seg
 	p.mu.bytes += size
 	return seg, nil
