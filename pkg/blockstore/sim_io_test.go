@@ -300,9 +300,27 @@ func (w *simWorld) foldVolume(id string) error {
 	for _, l := range v.mu.layers {
 		w.trace("  layer last %d data %v cuts %v hold %d", l.last, l.data, l.cuts, l.hold)
 	}
-	did, err := w.s.foldOnce(v)
+	did, err := w.foldFull(func() (bool, error) { return w.s.foldOnce(v) })
 	w.trace("fold %s %v", id[:6], did)
 	return err
+}
+
+// foldFull folds. On a full disk what folds that died have left may have to be collected
+// first, as the engine does by itself: then it must succeed (I9).
+func (w *simWorld) foldFull(fold func() (bool, error)) (bool, error) {
+	did, err := fold()
+	if err == nil || !w.refused(err) || w.disk.dead || w.disk.fired {
+		return did, err
+	}
+	w.trace("fold on a full disk: %v", err)
+	if w.coll != nil && w.coll.plan != nil {
+		w.coll.plan.Abort()
+	}
+	w.coll = nil
+	if _, err := w.s.Collect(context.Background()); err != nil {
+		return false, err
+	}
+	return fold()
 }
 
 // fold folds a volume, or several together; deleted ones that owe a cut too.
@@ -323,7 +341,7 @@ func (w *simWorld) fold() error {
 			vols = append(vols, v)
 		}
 	}
-	did, err := w.s.foldTogether(vols)
+	did, err := w.foldFull(func() (bool, error) { return w.s.foldTogether(vols) })
 	w.trace("fold %d together %v", len(vols), did)
 	return err
 }

@@ -104,8 +104,18 @@ func (s *Store) open() error {
 		return fmt.Errorf("open store: %w", err)
 	}
 	s.id = h.store
-	if s.cat, err = catalog.Open(s.fsys, path.Join(s.dir, dirCatalog), s.id, catalog.Options{LogBytes: s.o.CatalogBytes, Committed: s.census.committed}); err != nil {
-		return fmt.Errorf("open store: %w", err)
+	if s.reserve, err = openReserve(s.fsys, path.Join(s.dir, dirReserve), s.o.SegmentBytes, s.o.ReserveBytes); err != nil {
+		return err
+	}
+	for { // a start on a full disk costs some of the reserve
+		o := catalog.Options{LogBytes: s.o.CatalogBytes, Committed: s.census.committed}
+		s.cat, err = catalog.Open(s.fsys, path.Join(s.dir, dirCatalog), s.id, o)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, ErrNoSpace) || !s.reserve.release() {
+			return fmt.Errorf("open store: %w", err)
+		}
 	}
 	if err := s.census.load(s.cat.View()); err != nil {
 		return fmt.Errorf("open store: %w", err)
@@ -122,9 +132,6 @@ func (s *Store) open() error {
 		return err
 	}
 	s.removeScratch()
-	if s.reserve, err = openReserve(s.fsys, path.Join(s.dir, dirReserve), s.o.SegmentBytes, s.o.ReserveBytes); err != nil {
-		return err
-	}
 	if err := s.loadDamage(); err != nil {
 		return err
 	}
@@ -245,9 +252,12 @@ func (s *Store) Close() error {
 	}
 	errs = append(errs, err)
 	if len(errs) == 0 || errors.Join(errs...) == nil {
-		errs = append(errs, s.onReserve(func() error {
-			return writeStoreHeader(s.fsys, s.dir, s.cleanHeader())
-		}))
+		err := s.onReserve(func() error { return writeStoreHeader(s.fsys, s.dir, s.cleanHeader()) })
+		if errors.Is(err, ErrNoSpace) { // it says more of a clean stop, and nothing needs it
+			s.log.Warn("store header not written", "err", err)
+			err = nil
+		}
+		errs = append(errs, err)
 	}
 	errs = append(errs, s.closeFiles())
 	return errors.Join(errs...)
