@@ -25,7 +25,7 @@ demo: setup build ## run the main job on real data over the CSI socket and check
 	bin/granary-demo -granary bin/granary
 
 .PHONY: test
-test: setup test-unit sim test-device sanity test-deploy ## run all tests: unit, simulation, real devices, CSI and manifests
+test: setup test-unit sim exhaustive test-device sanity test-deploy ## run all tests: unit, simulation, real devices, CSI and manifests
 
 ##@ Parts of them
 
@@ -48,6 +48,11 @@ sim: ## simulate SEEDS seeds from FIRST_SEED on: the engine on a disk that crash
 .PHONY: rot
 rot: ## flip every byte, cut to every length and zero every sector of a small store (hours)
 	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -count=1 -v -timeout 0 -run '^TestRot$$' ./pkg/blockstore -rot.all
+
+.PHONY: exhaustive
+exhaustive: ## crash at and fail every file operation of a workload, in STATES states of the disk; rot a small store
+	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -count=1 -v -timeout 0 -run '^Test(EveryCrash|EveryFault|Rot)$$' ./pkg/blockstore \
+		$(if $(STATES),-every.ops 150 -every.states $(STATES)) $(if $(EVERY_SEED),-every.seed $(EVERY_SEED)) | grep -v '^=== '
 
 .PHONY: sim-csi
 sim-csi: ## simulate CSI calls for SEEDS seeds: the driver on that engine, dying in the middle of calls

@@ -141,13 +141,17 @@ func (w *simWorld) recoverFrom(power bool, keep float64) {
 // eachPoint calls try for the points of the workload, beside each other, and returns how
 // many there were. It stops at the first ones that find something wrong.
 func eachPoint(t *testing.T, points int64, what string, try func(point int64)) int64 {
+	step := int64(*everyStep)
+	if raceEnabled { // the rest runs without the race detector
+		step *= 16
+	}
 	var wg sync.WaitGroup
 	var next, done, failed atomic.Int64
-	next.Store(*everyFrom - int64(*everyStep))
+	next.Store(*everyFrom - step)
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
 			for failed.Load() < 3 {
-				point := next.Add(int64(*everyStep))
+				point := next.Add(step)
 				if point > points {
 					return
 				}
