@@ -300,13 +300,13 @@ func (p *Pool) create(num uint64) (*Segment, error) {
 	if err == nil {
 		err = p.fsys.SyncDir(p.dir)
 	}
-	if err != nil {
-		p.fsys.Remove(tmp)
-		return nil, fmt.Errorf("make segment %s: %w", full, err)
+	if err == nil {
+		f, err = p.fsys.Open(full)
 	}
-	f, err = p.fsys.Open(full)
-	if err != nil {
-		return nil, fmt.Errorf("make segment: %w", err)
+	if err != nil { // under one name or the other, nobody would count its space
+		p.fsys.Remove(tmp)
+		p.fsys.Remove(full)
+		return nil, fmt.Errorf("make segment %s: %w", full, err)
 	}
 	seg := &Segment{pool: p, file: f, num: num, pages: p.o.SegmentBytes / wal.PageSize}
 	seg.refs.Store(1)
