@@ -11,14 +11,34 @@ import (
 // synced survives with probability keep; 0 and 1 are exact and need no rng. All files
 // and locks that were open are dead (ErrDead). What survived is durable.
 //
-// A removal that is lost brings the space of the file back, even if that is more than
-// the capacity by now.
+// A removal that is lost brings the space of the file back; but where that would be more
+// than the capacity, no change of names is lost: a file system gives freed space to others
+// only once what freed it is durable. (A truncation that is lost may go beyond the
+// capacity.)
 func (m *Mem) Crash(rng *rand.Rand, keep float64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	survives := func() bool { return keep >= 1 || keep > 0 && rng.Float64() < keep }
 	m.die()
-	m.crashNames(survives)
+	lost := m.crashNames(survives)
+	m.crashContents(survives)
+	if m.mu.capacity != 0 && m.mu.used > m.mu.capacity {
+		for _, op := range lost {
+			op.apply()
+		}
+		m.crashContents(survives)
+	}
+	m.mu.pending = nil
+	m.walkDurable(func(node *inode) {
+		if node.isDir {
+			node.names = maps.Clone(node.durable)
+		}
+	})
+}
+
+// crashContents leaves the content that survives of each file that is there, and counts
+// it. What was left before is durable: it stays when called again.
+func (m *Mem) crashContents(survives func() bool) {
 	var files []*inode
 	m.walkDurable(func(node *inode) { files = append(files, node) })
 	slices.SortFunc(files, func(a, b *inode) int { return cmp.Compare(a.id, b.id) })

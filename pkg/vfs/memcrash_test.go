@@ -352,3 +352,25 @@ func TestCrashMakesTheRestDurable(t *testing.T) {
 	m.Crash(nil, 0)
 	wantFree(t, m, 99)
 }
+
+// What took the space of a removed file can only have got it once the removal was durable.
+func TestCrashFitsTheCapacity(t *testing.T) {
+	m := vfs.NewMem()
+	m.SetCapacity(2 * 4096)
+	must(t, durable(t, m, "/a", fill("abc")).Close())
+	must(t, durable(t, m, "/b", fill("def")).Close())
+	f := durable(t, m, "/c", "")
+	must(t, m.Remove("/a"))
+
+	c := m.Clone()
+	c.Crash(nil, 0) // nobody took its space: the removal can still be lost
+	want(t, c, "/a", fill("abc"))
+	wantFree(t, c, 0)
+
+	write(t, f, 0, fill("ghi"))
+	must(t, f.Sync())
+	m.Crash(nil, 0)
+	want(t, m, "/a", "none")
+	want(t, m, "/c", fill("ghi"))
+	wantFree(t, m, 0)
+}

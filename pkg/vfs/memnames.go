@@ -2,7 +2,6 @@ package vfs
 
 import (
 	"io/fs"
-	"maps"
 	"path"
 	"strings"
 	"syscall"
@@ -180,9 +179,10 @@ func (m *Mem) commitNames(dir *inode) {
 	m.mu.pending = rest
 }
 
-// crashNames leaves the names that survive. A change is lost with an earlier one that
-// it builds on: of the changes of one name a first part survives.
-func (m *Mem) crashNames(keep func() bool) {
+// crashNames makes the changes of names durable that survive, and returns those that are
+// lost. A change is lost with an earlier one that it builds on: of the changes of one name
+// a first part survives.
+func (m *Mem) crashNames(keep func() bool) (gone []nameOp) {
 	lost := map[nameKey]bool{}
 	lostIn := map[*inode]bool{}
 	for _, op := range m.mu.pending {
@@ -191,17 +191,13 @@ func (m *Mem) crashNames(keep func() bool) {
 			op.apply()
 			continue
 		}
+		gone = append(gone, op)
 		lost[op.from], lostIn[op.from.dir] = true, true
 		if op.isRename() {
 			lost[op.to], lostIn[op.to.dir] = true, true
 		}
 	}
-	m.mu.pending = nil
-	m.walkDurable(func(node *inode) {
-		if node.isDir {
-			node.names = maps.Clone(node.durable)
-		}
-	})
+	return gone
 }
 
 // walkDurable calls fn once for each inode that has a name on the disk, in no order.
