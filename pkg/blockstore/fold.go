@@ -26,6 +26,8 @@ type foldJob struct {
 	from  position // the volume's position before
 	to    position // and after
 	err   error    // of its commit
+
+	durable uint64 // what the commit says of the journal's reach
 }
 
 // foldOnce folds the oldest layer of a volume that has one to fold, and tells whether
@@ -192,6 +194,8 @@ func (s *Store) commitFold(job *foldJob, root dedup.Slot, delta int64, healed []
 			ops = append(ops, put(keyCut+id, cut, ce.Revision))
 		}
 		rec.Root, rec.Position, rec.Mapped = refOf(root), job.to, mapped
+		rec.Durable = job.v.passing(job.to.Seq, rec.Durable)
+		job.durable = rec.Durable
 		if rec.Deleted && last {
 			ops = append(ops, del(keyVolume+job.v.id, e.Revision))
 		} else {
@@ -224,6 +228,7 @@ func (v *Volume) publish(job *foldJob, root dedup.Slot) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.mu.root, v.mu.pos = root, job.to
+	v.mu.noted = max(v.mu.noted, job.durable)
 	v.mu.layers = v.mu.layers[1:]
 	v.store.reserve.pay(job.layer.debt)
 	v.mu.log.Trim(job.to.Seq)

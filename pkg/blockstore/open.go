@@ -31,6 +31,7 @@ func (s *Store) newVolume(id string, rec volumeRecord) *Volume {
 	v.mu.next = rec.Position.Seq + 1
 	v.mu.appended, v.mu.synced = rec.Position.Seq, rec.Position.Seq
 	v.mu.dataSeq, v.mu.marked = rec.Position.Seq, rec.Position.Seq
+	v.mu.noted, v.mu.passed = rec.Durable, rec.Position.Seq
 	v.mu.deleted = rec.Deleted
 	v.mu.log = journal.NewLog(s.pool, v.raw, s.cat.Epoch(), s.cat.Durable)
 	return v

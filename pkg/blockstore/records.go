@@ -54,9 +54,8 @@ func (r *rootRef) slot() dedup.Slot {
 	return dedup.Slot{Chunk: r.Chunk, Slot: r.Slot}
 }
 
-// volumeRecord is the value of volume/<id>. Durable is the sequence that the journal had
-// reached when a store was stopped cleanly before it was folded: less than that is never
-// a torn tail.
+// volumeRecord is the value of volume/<id>. Durable is a sequence that the journal has
+// reached on the disk, 0 if none above the position is known (reach.go).
 type volumeRecord struct {
 	Name        string            `json:"name"`
 	Created     time.Time         `json:"created"`
@@ -165,6 +164,9 @@ func (r *volumeRecord) validate() error {
 		if err := checkID('c', r.Cut); err != nil {
 			return err
 		}
+	}
+	if r.Durable >= maxSeq {
+		return fmt.Errorf("journal durable up to sequence %d", r.Durable)
 	}
 	return validateImage(r.Size, r.Position, r.Root)
 }

@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/k8ns/granary/pkg/blockstore/journal"
-	"github.com/k8ns/granary/pkg/catalog"
 	"github.com/k8ns/granary/pkg/wal"
 )
 
@@ -52,10 +51,7 @@ func (s *Store) recoverVolumes(owned []journal.Recovered, bad []journal.Bad) err
 		if err != nil {
 			v.mu.log.Keep(byVolume[id])
 		} else {
-			err = v.recover(byVolume[id], cuts[id])
-		}
-		if last := v.mu.next - 1; err == nil && last < rec.Durable {
-			err = s.journalShort(last, rec.Durable)
+			err = v.recover(byVolume[id], cuts[id], rec.reach(cuts[id]))
 		}
 		if err != nil {
 			v.lost(err)
@@ -79,52 +75,6 @@ func (s *Store) recoverVolumes(owned []journal.Recovered, bad []journal.Bad) err
 		s.loseJournal(id, fmt.Errorf("%s: the segments (.seg) that hold snapshot cut %s are missing: %w", path.Join(s.dir, dirJournal), c[0].id, ErrCorrupt))
 	}
 	return nil
-}
-
-// missingJournals makes the volumes fail closed whose journals held something at the last
-// clean stop and have no segment any more.
-func (s *Store) missingJournals(found map[string][]journal.Recovered) error {
-	for _, e := range s.scan(keyVolume) {
-		var rec volumeRecord
-		if err := decode(e, &rec); err != nil {
-			return err
-		}
-		id := strings.TrimPrefix(e.Key, keyVolume)
-		if v := s.mu.volumes[id]; rec.Durable > rec.Position.Seq && found[id] == nil && (v == nil || v.mu.failed == nil) {
-			s.loseJournal(id, s.journalShort(rec.Position.Seq, rec.Durable))
-		}
-	}
-	return nil
-}
-
-// journalShort is the error of a journal that ends before what it held at a clean stop.
-func (s *Store) journalShort(end, durable uint64) error {
-	return fmt.Errorf("%s: the journal ends at sequence %d, but had reached %d when the store was stopped: a segment (.seg) is missing, older or damaged: %w",
-		path.Join(s.dir, dirJournal), end, durable, ErrCorrupt)
-}
-
-// noteJournals records how far the journals of volumes reach that are not folded, when
-// all of that is durable.
-func (s *Store) noteJournals(vols []*Volume) error {
-	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
-		var ops []catalog.Op
-		for _, v := range vols {
-			v.mu.RLock()
-			durable, due := v.mu.synced, v.mu.failed == nil && v.mu.synced > v.mu.pos.Seq
-			v.mu.RUnlock()
-			var rec volumeRecord
-			e, err := get(view, keyVolume+v.id, &rec)
-			if errors.Is(err, ErrNotFound) || err == nil && (!due || rec.Durable == durable) {
-				continue
-			} else if err != nil {
-				return nil, err
-			}
-			rec.Durable = durable
-			ops = append(ops, put(keyVolume+v.id, rec, e.Revision))
-		}
-		return ops, nil
-	})
-	return err
 }
 
 // inspect looks at segments whose header is bad. If the rest cannot be read either,
@@ -263,9 +213,9 @@ func (s *Store) pendingCuts() (map[string][]pendingCut, error) {
 	return out, nil
 }
 
-// recover reads the volume's journal back and freezes layers where cuts wait for
-// their root. Called before anybody else knows the volume.
-func (v *Volume) recover(segments []journal.Recovered, cuts []pendingCut) error {
+// recover reads the volume's journal back, which must reach sequence reach, and freezes
+// layers where cuts wait for their root. Called before anybody else knows the volume.
+func (v *Volume) recover(segments []journal.Recovered, cuts []pendingCut, reach uint64) error {
 	from := v.mu.pos.Seq
 	if len(cuts) > 0 && cuts[0].seq <= from {
 		return fmt.Errorf("snapshot cut %s stands at sequence %d without a root, but the volume is folded up to %d: %w", cuts[0].id, cuts[0].seq, from, ErrCorrupt)
@@ -280,7 +230,7 @@ func (v *Volume) recover(segments []journal.Recovered, cuts []pendingCut) error 
 			}
 		}
 	}
-	end, err := v.mu.log.Recover(segments, v.mu.pos.Epoch, v.mu.pos.Log, from, func(e journal.Entry) error {
+	end, err := v.mu.log.Recover(segments, v.mu.pos.Epoch, v.mu.pos.Log, from, reach, func(e journal.Entry) error {
 		if len(cuts) > 0 && cuts[0].seq < e.Record.Seq {
 			freeze(e.Record.Seq - 1)
 		}
@@ -288,10 +238,6 @@ func (v *Volume) recover(segments []journal.Recovered, cuts []pendingCut) error 
 	})
 	if err != nil {
 		return err
-	}
-	if n := len(cuts); n > 0 && cuts[n-1].seq > end.Last {
-		return fmt.Errorf("%s: the journal ends at sequence %d, but snapshot cut %s stands at %d: a segment (.seg) is missing, older or damaged: %w",
-			path.Join(v.store.dir, dirJournal), end.Last, cuts[n-1].id, cuts[n-1].seq, ErrCorrupt)
 	}
 	freeze(end.Last)
 	v.mu.next = end.Last + 1

@@ -19,6 +19,7 @@ type scheduler struct {
 	collect chan struct{} // wakes the collector
 	damage  chan struct{} // wakes the writer of damage records
 	prepare chan struct{} // wakes the maker of journal segments
+	note    chan struct{} // wakes who notes how far journals reach
 
 	mu     sync.Mutex
 	done   chan struct{} // closed after the next fold
@@ -26,7 +27,7 @@ type scheduler struct {
 }
 
 func (c *scheduler) init() {
-	for _, ch := range []*chan struct{}{&c.fold, &c.collect, &c.damage, &c.prepare} {
+	for _, ch := range []*chan struct{}{&c.fold, &c.collect, &c.damage, &c.prepare, &c.note} {
 		*ch = make(chan struct{}, 1)
 	}
 	c.done = make(chan struct{})
@@ -44,6 +45,7 @@ func (c *scheduler) kickFold()    { kick(c.fold) }
 func (c *scheduler) kickCollect() { kick(c.collect) }
 func (c *scheduler) kickDamage()  { kick(c.damage) }
 func (c *scheduler) kickPrepare() { kick(c.prepare) }
+func (c *scheduler) kickNote()    { kick(c.note) }
 
 // folded returns a channel that is closed when the next fold has ended.
 func (c *scheduler) folded() <-chan struct{} {
@@ -92,6 +94,7 @@ func (s *Store) Run(ctx context.Context) {
 	wg.Go(func() { s.collectLoop(ctx) })
 	wg.Go(func() { s.damageLoop(ctx) })
 	wg.Go(func() { s.prepareLoop(ctx) })
+	wg.Go(func() { s.noteLoop(ctx) })
 	wg.Wait()
 }
 
@@ -133,6 +136,31 @@ func (s *Store) prepareLoop(ctx context.Context) {
 		}
 		if err := s.pool.Prepare(spareSegments); err != nil && !errors.Is(err, ErrNoSpace) {
 			s.log.Warn("journal segments cannot be made ahead", "err", err)
+		}
+	}
+}
+
+// noteDelay is how long a flush may be unknown to the catalog (reach.go).
+const noteDelay = time.Second
+
+// noteLoop notes how far journals reach, some time after a flush: one commit for all of
+// them.
+func (s *Store) noteLoop(ctx context.Context) {
+	for {
+		select {
+		case <-s.sched.note:
+		case <-ctx.Done():
+			return
+		}
+		timer := time.NewTimer(noteDelay)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+		if err := s.noteStep(); err != nil && !errors.Is(err, ErrNoSpace) {
+			s.log.Warn("how far journals reach cannot be noted", "err", err)
 		}
 	}
 }

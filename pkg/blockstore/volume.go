@@ -48,6 +48,9 @@ type Volume struct {
 		synced     uint64        // every record up to here survives power loss
 		dataSeq    uint64        // last write or hole
 		marked     uint64        // synced mark of the last record written
+		noted      uint64        // the record's Durable, as far as that is durable itself
+		passed     uint64        // the highest sequence that a fold's commit may have passed
+		noteRetry  time.Time     // no note before: there was no space for it
 		unsynced   []*append1    // appended and not synced: their payloads stay in memory
 		memory     int64         // bytes of payloads in memory
 		prep       chan struct{} // closed when the segment being prepared is in place
@@ -461,6 +464,11 @@ func (v *Volume) syncJournal() error {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	for err == nil && v.noteDue(upto) {
+		v.mu.Unlock()
+		err = v.note(upto)
+		v.mu.Lock()
+	}
 	if err != nil {
 		v.fail(err)
 		return fmt.Errorf("volume %s: %w: %w", v.id, ErrFailed, err)
@@ -468,6 +476,7 @@ func (v *Volume) syncJournal() error {
 	v.mu.synced = max(v.mu.synced, upto)
 	v.dropMemory(upto)
 	v.store.sched.markSoon(v)
+	v.store.sched.kickNote()
 	return nil
 }
 

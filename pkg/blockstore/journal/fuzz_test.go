@@ -165,7 +165,7 @@ func recoverFiles(t *testing.T, fsys vfs.FS, epoch, log, from uint64) recovered 
 		}
 	}
 	var r recovered
-	r.cut, r.err = l.Recover(mine, epoch, log, from, func(e Entry) error {
+	r.cut, r.err = l.Recover(mine, epoch, log, from, 0, func(e Entry) error {
 		if e.Record.Owner != owner || len(e.CRCs) != int(e.Record.Pages) {
 			t.Fatalf("applied %+v with %d checksums", e.Record, len(e.CRCs))
 		}

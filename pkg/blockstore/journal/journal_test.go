@@ -84,7 +84,7 @@ func reopen(t *testing.T, fsys vfs.FS, epoch, from uint64) (*writer, []uint64, e
 	p, owned := pool(t, fsys, 16)
 	l := NewLog(p, owner, epoch, func() uint64 { return 1 })
 	var seqs []uint64
-	cut, err := l.Recover(owned, 0, 0, from, func(e Entry) error {
+	cut, err := l.Recover(owned, 0, 0, from, 0, func(e Entry) error {
 		seqs = append(seqs, e.Record.Seq)
 		return nil
 	})

@@ -145,6 +145,17 @@ func (l *Log) Dirty() []*Segment {
 	return out
 }
 
+// First returns the first sequence of the segment that holds record seq, 0 if none of the
+// log's does.
+func (l *Log) First(seq uint64) uint64 {
+	for i := len(l.segs) - 1; i >= 0; i-- {
+		if first := l.segs[i].header.FirstSeq; first <= seq {
+			return first
+		}
+	}
+	return 0
+}
+
 // Trim lets go of every segment whose records all have sequences up to seq, the tail
 // too: the next record then opens a new segment.
 func (l *Log) Trim(seq uint64) {

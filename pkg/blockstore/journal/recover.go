@@ -31,10 +31,15 @@ type Cut struct {
 // a recovery cut may still have segments with records beyond the cut, in the pool, and
 // the log that said where it was cut may be gone.
 //
+// reach is a sequence that the journal is known to have reached on the disk: one that
+// ends before it, and does not only end there because all of it is folded, is
+// wal.ErrCorrupt. A segment that is gone, or is one that it was before, shows in nothing
+// else.
+//
 // A bad record that a synced mark proves to have been durable is wal.ErrCorrupt,
 // naming file and offset; other bad records end the log (a torn tail). After an error
 // every segment is part of l: nothing that may be evidence is used again.
-func (l *Log) Recover(segments []Recovered, epoch, log, from uint64, apply func(Entry) error) (Cut, error) {
+func (l *Log) Recover(segments []Recovered, epoch, log, from, reach uint64, apply func(Entry) error) (Cut, error) {
 	all := segments
 	r := recovery{log: l, next: from + 1, cut: Cut{Last: from}, apply: apply}
 	segments = slices.DeleteFunc(slices.Clone(segments), func(s Recovered) bool {
@@ -45,6 +50,9 @@ func (l *Log) Recover(segments []Recovered, epoch, log, from uint64, apply func(
 		return over
 	})
 	err := r.readLogs(segments)
+	if err == nil && r.cut.Last < reach {
+		err = l.pool.Short(r.cut.Last, reach)
+	}
 	if err != nil {
 		l.segs = l.segs[:0]
 		l.Keep(all)
@@ -57,6 +65,13 @@ func (l *Log) Recover(segments []Recovered, epoch, log, from uint64, apply func(
 	return r.cut, nil
 }
 
+// Short is the error of a journal that ends at one sequence and is known to have reached
+// another.
+func (p *Pool) Short(end, reach uint64) error {
+	return fmt.Errorf("%s: the journal ends at sequence %d, but is known to have reached %d: a segment (.seg) is missing, older or damaged: %w",
+		p.dir, end, reach, wal.ErrCorrupt)
+}
+
 // Keep makes segments part of l without reading them: they may be evidence.
 func (l *Log) Keep(segments []Recovered) {
 	for _, s := range segments {
@@ -67,6 +82,12 @@ func (l *Log) Keep(segments []Recovered) {
 // readLogs reads one log after the other.
 func (r *recovery) readLogs(segments []Recovered) error {
 	sort.Slice(segments, func(i, j int) bool { return before(segments[i].Header, segments[j].Header) })
+	if len(segments) > 0 {
+		// It was made durable, so that nothing builds on what could still be lost.
+		if first := segments[0]; first.Header.PrevEnd > r.cut.Last {
+			return fmt.Errorf("%s says so: %w", first.Segment.Name(), r.log.pool.Short(r.cut.Last, first.Header.PrevEnd))
+		}
+	}
 	for len(segments) > 0 {
 		n := sameLog(segments)
 		limit := ^uint64(0)
@@ -90,7 +111,10 @@ func before(a, b Header) bool {
 	if a.Log != b.Log {
 		return a.Log < b.Log
 	}
-	return a.FirstSeq < b.FirstSeq
+	if a.FirstSeq != b.FirstSeq {
+		return a.FirstSeq < b.FirstSeq
+	}
+	return a.Number < b.Number // the first of them was let go of before it held anything
 }
 
 func sameLog(segments []Recovered) int {

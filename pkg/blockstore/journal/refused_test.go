@@ -259,7 +259,7 @@ func TestRecover_Refuses(t *testing.T) {
 		}
 		failing(fsys, c.kind, ".seg")
 		l := NewLog(p, owner, 9, func() uint64 { return 1 })
-		_, err = l.Recover(owned, 0, 0, 0, func(Entry) error { return c.apply })
+		_, err = l.Recover(owned, 0, 0, 0, 0, func(Entry) error { return c.apply })
 		wantError(t, "recover", err, c.want, c.text)
 		if len(l.segs) != len(owned) {
 			t.Errorf("%s: %d of %d segments kept", c.text, len(l.segs), len(owned))

@@ -1,0 +1,153 @@
+package blockstore
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/k8ns/granary/pkg/blockstore/journal"
+	"github.com/k8ns/granary/pkg/catalog"
+)
+
+// A journal that has lost its last segment, or has one back as it was earlier, looks like
+// one that was never longer. So each volume's record says how far its journal has reached
+// on the disk (Durable; FORMAT.md, section 5), and a start asks for that much.
+//
+// To note every flush there would cost each of them a commit. What must be known before a
+// flush is answered is only that the journal reaches into the segment that the flush ends
+// in, or past the position if that is behind its first record: without the segment the
+// journal ends below. So it takes one commit for each segment, and now and then one more
+// after a fold. The rest is noted within noteDelay, beside everything else.
+
+// noteDue tells whether a flush of the records up to seq has to be noted before it is
+// answered. Called with v.mu held.
+func (v *Volume) noteDue(seq uint64) bool {
+	known := max(v.mu.log.First(seq), v.mu.passed+1) // enough to miss the segment by
+	return known <= seq && v.mu.noted < known && (v.mu.noteRetry.IsZero() || !v.store.o.Now().Before(v.mu.noteRetry))
+}
+
+// noteRetryAfter is how long a catalog without room for a number is left alone.
+const noteRetryAfter = time.Second
+
+// note notes durably that the journal reaches seq, which is on the disk already. A full
+// disk is no error: no flush waits for it (I9), and without the note the journal is as
+// good, but for a file that goes bad as a whole.
+func (v *Volume) note(seq uint64) error {
+	err := v.store.noteReach(map[*Volume]uint64{v: seq})
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.mu.noteRetry = (time.Time{}); errors.Is(err, ErrNoSpace) {
+		v.mu.noteRetry = v.store.o.Now().Add(noteRetryAfter)
+		v.store.log.Warn("no space to note how far the journal reaches", "volume_id", v.id, "err", err)
+		return nil
+	}
+	return err
+}
+
+// noteStep notes how far all journals reach that are not folded.
+func (s *Store) noteStep() error {
+	s.mu.Lock()
+	vols := make([]*Volume, 0, len(s.mu.volumes))
+	for _, v := range s.mu.volumes {
+		vols = append(vols, v)
+	}
+	s.mu.Unlock()
+	return s.noteJournals(vols)
+}
+
+// noteJournals notes how far the journals of volumes reach that are not folded, when all
+// of that is durable.
+func (s *Store) noteJournals(vols []*Volume) error {
+	reach := make(map[*Volume]uint64)
+	for _, v := range vols {
+		v.mu.RLock()
+		if v.mu.failed == nil && v.mu.synced > max(v.mu.pos.Seq, v.mu.noted) {
+			reach[v] = v.mu.synced
+		}
+		v.mu.RUnlock()
+	}
+	return s.noteReach(reach)
+}
+
+// noteReach makes the sequences that journals have reached durable in their volumes'
+// records, in one commit; volumes that are gone are left out.
+func (s *Store) noteReach(reach map[*Volume]uint64) error {
+	if len(reach) == 0 {
+		return nil
+	}
+	var vols []*Volume // in one order for one state
+	for v := range reach {
+		vols = append(vols, v)
+	}
+	slices.SortFunc(vols, func(a, b *Volume) int { return strings.Compare(a.id, b.id) })
+	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
+		var ops []catalog.Op
+		for _, v := range vols {
+			var rec volumeRecord
+			e, err := get(view, keyVolume+v.id, &rec)
+			switch seq := reach[v]; {
+			case errors.Is(err, ErrNotFound):
+			case err != nil:
+				return nil, err
+			case seq > max(rec.Durable, rec.Position.Seq):
+				rec.Durable = seq
+				ops = append(ops, put(keyVolume+v.id, rec, e.Revision))
+			}
+		}
+		return ops, nil
+	})
+	if err != nil {
+		return fmt.Errorf("note how far journals reach: %w", err)
+	}
+	for _, v := range vols {
+		v.mu.Lock()
+		v.mu.noted = max(v.mu.noted, reach[v])
+		v.mu.Unlock()
+	}
+	return nil
+}
+
+// passing is called by the commit that moves the volume's position to seq, with what the
+// record has said of the journal's reach: it returns what the new one says. From here on
+// flushes count with the new position, for the commit may become durable at any time; all
+// flushes that counted with the old one are in what is returned.
+func (v *Volume) passing(seq, durable uint64) uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mu.passed = max(v.mu.passed, seq)
+	if reach := max(durable, v.mu.synced); reach > seq {
+		return reach
+	}
+	return 0
+}
+
+// reach is the sequence that the volume's journal must reach, given the cuts that wait
+// for their root. A deleted volume owes these and nothing more.
+func (r *volumeRecord) reach(cuts []pendingCut) (seq uint64) {
+	if !r.Deleted {
+		seq = r.Durable
+	}
+	if n := len(cuts); n > 0 {
+		seq = max(seq, cuts[n-1].seq)
+	}
+	return seq
+}
+
+// missingJournals makes the volumes fail closed whose journals had reached beyond the
+// position and have no segment any more.
+func (s *Store) missingJournals(found map[string][]journal.Recovered) error {
+	for _, e := range s.scan(keyVolume) {
+		var rec volumeRecord
+		if err := decode(e, &rec); err != nil {
+			return err
+		}
+		id := strings.TrimPrefix(e.Key, keyVolume)
+		v := s.mu.volumes[id]
+		if rec.reach(nil) > rec.Position.Seq && found[id] == nil && (v == nil || v.mu.failed == nil) {
+			s.loseJournal(id, s.pool.Short(rec.Position.Seq, rec.Durable))
+		}
+	}
+	return nil
+}
