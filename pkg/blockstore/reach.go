@@ -36,9 +36,9 @@ const noteRetryAfter = time.Second
 // good, but for a file that goes bad as a whole.
 func (v *Volume) note(seq uint64) error {
 	err := v.store.noteReach(map[*Volume]uint64{v: seq})
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.mu.noteRetry = (time.Time{}); errors.Is(err, ErrNoSpace) {
+	if errors.Is(err, ErrNoSpace) {
+		v.mu.Lock()
+		defer v.mu.Unlock()
 		v.mu.noteRetry = v.store.o.Now().Add(noteRetryAfter)
 		v.store.log.Warn("no space to note how far the journal reaches", "volume_id", v.id, "err", err)
 		return nil
@@ -103,7 +103,7 @@ func (s *Store) noteReach(reach map[*Volume]uint64) error {
 	}
 	for _, v := range vols {
 		v.mu.Lock()
-		v.mu.noted = max(v.mu.noted, reach[v])
+		v.mu.noted, v.mu.noteRetry = max(v.mu.noted, reach[v]), time.Time{}
 		v.mu.Unlock()
 	}
 	return nil

@@ -15,7 +15,7 @@ type rotStore struct {
 	fsys    *vfs.Mem
 	images  map[string]*rotImage // by ID of volume or snapshot
 	listing string
-	older   map[string][]byte // its files at an earlier moment, by path
+	older   []map[string][]byte // its files at earlier moments, by path
 
 	knownProblems []string // what check finds before anything rots
 }
@@ -41,7 +41,8 @@ func rotOptions() Options {
 // newRotStore makes the store and stops it, cleanly or by a kill. Of its volumes, a is
 // folded and has a damaged block; b is a clone of a's snapshot, written to since, with a
 // journal that is not folded; c has a pending cut. After a kill b has written more than
-// its journal's marks cover.
+// its journal's marks cover. Earlier moments are the end of an earlier process, one before
+// a fold, one between two that share a chunk file, and one in the middle of b's last segment.
 func newRotStore(t *testing.T, clean bool) *rotStore {
 	t.Helper()
 	x := &rotStore{fsys: vfs.NewMem(), images: map[string]*rotImage{}}
@@ -53,7 +54,7 @@ func newRotStore(t *testing.T, clean bool) *rotStore {
 	ok(t, a.Close())
 	ok(t, b.Close())
 	ok(t, s.Close())
-	x.older = x.files(t)
+	x.remember(t)
 
 	s = openStore(t, x.fsys, rotOptions())
 	a, b = attach(t, s, a.ID()), attach(t, s, b.ID())
@@ -64,7 +65,13 @@ func newRotStore(t *testing.T, clean bool) *rotStore {
 	}
 	ok(t, s.damageStep())
 	c := x.volume(t, s, "c", 2)
+	ok(t, c.Flush())
+	x.remember(t)
 	foldAll(t, s)
+	x.remember(t)
+	x.write(t, a, 30, 9, 1)
+	x.images[a.ID()].least++
+	foldAll(t, s) // into the chunk file that is open already
 	x.write(t, c, 40, 3, 2)
 	x.snapshot(t, s, c.ID(), "of-c") // its cut is pending
 	x.write(t, c, 44, 4, 2)
@@ -74,6 +81,11 @@ func newRotStore(t *testing.T, clean bool) *rotStore {
 		v.markStep()
 		x.images[v.ID()].least = len(x.images[v.ID()].states) - 1
 	}
+	x.remember(t)
+	x.write(t, b, 52, 8, 1)
+	ok(t, b.Flush())
+	ok(t, s.noteStep()) // as it is done a second later
+	x.images[b.ID()].least++
 	if clean {
 		x.write(t, b, 60, 6, 1) // acknowledged; the stop makes it durable
 		x.images[b.ID()].least++
@@ -135,6 +147,12 @@ func (x *rotStore) clone(t *testing.T, s *Store, name, snapshot string) *Volume 
 	info := must(s.CreateVolume(VolumeSpec{Name: name, FromSnapshot: sn.ID}))(t)
 	x.images[info.ID] = &rotImage{states: [][]byte{x.images[sn.ID].last()}}
 	return attach(t, s, info.ID)
+}
+
+// remember keeps the store's files as they are.
+func (x *rotStore) remember(t *testing.T) {
+	t.Helper()
+	x.older = append(x.older, x.files(t))
 }
 
 // files are the store's files by path, without what holds nothing.

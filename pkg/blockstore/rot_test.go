@@ -259,8 +259,11 @@ func (x *rotStore) moves(t *testing.T, yield func(rotTry) bool) bool {
 		put := func(class, what, name string, data []byte) {
 			tries = append(tries, rotTry{class + ": " + rotKind(a), what, func(fsys *vfs.Mem) { replace(fsys, name, data) }})
 		}
-		if old, ok := x.older[a]; ok && string(old) != string(files[a]) {
-			put("older copy", path.Base(a), a, old)
+		for i, moment := range x.older {
+			if old, ok := moment[a]; ok && string(old) != string(files[a]) {
+				put("older copy", fmt.Sprint(path.Base(a), " of moment ", i), a, old)
+				put("older copy beside", fmt.Sprint(path.Base(a), " of moment ", i), rotTwin(a), old)
+			}
 		}
 		put("duplicated", path.Base(a), rotTwin(a), files[a])
 		for _, b := range sortedKeys(other) {

@@ -114,7 +114,7 @@ func (w *simWorld) fork(rng *rand.Rand) *simWorld {
 	for _, m := range w.vols {
 		h := simHistory{base: m.hist.base.clone(), now: m.hist.now.clone()}
 		h.writes = append(h.writes, m.hist.writes...)
-		f.vols = append(f.vols, &simVolume{id: m.id, hist: h})
+		f.vols = append(f.vols, &simVolume{id: m.id, hist: h, loose: m.loose, unnoted: m.unnoted})
 	}
 	f.snaps = append([]*simSnapshot(nil), w.snaps...)
 	f.unsure = append([]func(*simWorld){}, w.unsure...)

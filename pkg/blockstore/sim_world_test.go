@@ -21,6 +21,8 @@ type simVolume struct {
 	hist    simHistory
 	pending []*simInflight
 	failed  bool // it failed closed: it acknowledges nothing until it is opened again
+	loose   bool // what is settled came through a loss of power, and no flush was answered since
+	unnoted bool // something was settled since the catalog was told how far the journal reaches
 }
 
 // simInflight is a write that was begun and is not acknowledged.
@@ -33,6 +35,7 @@ type simInflight struct {
 // settle makes the first n writes durable.
 func (m *simVolume) settle(n int) {
 	m.hist.settle(n)
+	m.loose, m.unnoted = false, true
 	for _, p := range m.pending {
 		p.index -= n
 	}
@@ -60,6 +63,7 @@ type simWorld struct {
 	unsealed bool                // it had when the store was opened
 	taint    int                 // steps for which errors of an earlier fault are excused
 	hurt     bool                // there was a fault since the store was opened: a volume may have failed
+	older    map[string][]byte   // journal segments as they were
 	unsure   []func(w *simWorld) // settle what an interrupted operation left, once the store is open again
 	buf      []byte
 
@@ -187,6 +191,7 @@ var simOperations = []simOperation{
 	{"collect", 10, (*simWorld).collect},
 	{"read", 6, (*simWorld).readSome},
 	{"mark", 3, (*simWorld).mark},
+	{"note", 2, (*simWorld).noteReach},
 	{"disk full", 1, (*simWorld).fillOrFree},
 	{"compare", 1, (*simWorld).compare},
 	{"reopen", 1, (*simWorld).closeAndOpen},
@@ -283,6 +288,12 @@ func (w *simWorld) reopen(power bool) {
 		w.trace("end of the process, power loss %v, keeping %.2f", power, keep)
 		w.disk.ended(power, keep)
 		w.crashes++
+		if power || lost {
+			w.older = nil // it has what was lost then
+		}
+		if again == 0 && !lost && len(w.unsure) == 0 && w.rng.IntN(2) == 0 {
+			w.loseSegment()
+		}
 		if again < 3 && w.rng.IntN(4) == 0 {
 			w.disk.planDeath()
 		}
@@ -357,6 +368,7 @@ func (w *simWorld) afterOpen(power, lost bool) {
 		w.matchPrefix(m, least)
 		if power { // what came through a power loss is on the disk
 			m.settle(len(m.hist.writes))
+			m.loose = true
 		}
 		if w.rng.IntN(2) == 0 {
 			v, err := w.s.OpenVolume(context.Background(), m.id)
