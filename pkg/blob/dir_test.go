@@ -115,12 +115,130 @@ func TestDescriptors(t *testing.T) {
 	}
 }
 
+// openFiles counts the descriptors that a file system has handed out and not got back.
+func openFiles(fsys *vfs.Faulty) (open func() int) {
+	n := 0
+	fsys.SetHook(func(op vfs.Op) error {
+		switch op.Kind {
+		case vfs.OpCreate, vfs.OpOpen:
+			n++
+		case vfs.OpClose:
+			n--
+		}
+		return nil
+	})
+	return func() int { return n }
+}
+
+// What is not needed any more has no descriptor, and a removed file is gone, for those
+// too who find a descriptor of it open.
+func TestNothingStaysOpen(t *testing.T) {
+	fsys := vfs.NewFaulty(vfs.NewMem())
+	d := newDir(t, fsys)
+	open := openFiles(fsys)
+	want := func(what string, n int) {
+		t.Helper()
+		if open() != n {
+			t.Errorf("%s: %d files are open, want %d", what, open(), n)
+		}
+	}
+	read := func(f *File) error { _, err := f.ReadAt(make([]byte, 5), 0); return err }
+	var files []*File
+	for i := range 4 {
+		files = append(files, create(t, d, fmt.Sprint(i), "hello"))
+	}
+	want("written", 4)
+	files[0].Finish()
+	files[0].Finish()
+	files[1].Finish()
+	files[2].Finish()
+	want("at most two idle, and one written", 3)
+	if err := files[3].DropCache(); err != nil {
+		t.Error(err)
+	}
+	want("a file that is written stays open", 3)
+	release, err := files[2].Hold()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := files[2].Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if err := read(files[2]); !errors.Is(err, vfs.ErrNotExist) {
+		t.Errorf("a removed file was read by who came later: %v", err)
+	}
+	want("removed while it is held", 3)
+	release()
+	want("removed and let go of", 2)
+	if err := files[1].Remove(); err != nil {
+		t.Fatal(err)
+	}
+	want("removed while idle", 1)
+	if err := files[3].Remove(); err != nil {
+		t.Fatal(err)
+	}
+	want("removed while written", 0)
+	if err := read(files[0]); err != nil {
+		t.Error(err)
+	}
+	want("read again", 1)
+	release, err = files[0].Hold()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	if err := read(files[0]); err != nil {
+		t.Error(err)
+	}
+	want("closed while it is held", 1)
+	release()
+	d.Close()
+	want("closed", 0)
+	if l, err := d.List(); err != nil || len(l) != 1 || l[0].Name != "0" {
+		t.Errorf("files in the directory: %v, %v", l, err)
+	}
+}
+
+// A file that is read, and not idle, is never closed for another's sake.
+func TestHeldFilesStayOpen(t *testing.T) {
+	fsys := vfs.NewFaulty(vfs.NewMem())
+	d := newDir(t, fsys)
+	open := openFiles(fsys)
+	var files []*File
+	for i := range 5 {
+		f := create(t, d, fmt.Sprint(i), "hello")
+		f.Finish()
+		files = append(files, f)
+	}
+	var releases []func()
+	for range 2 {
+		for _, f := range files {
+			release, err := f.Hold()
+			if err != nil {
+				t.Fatal(err)
+			}
+			releases = append(releases, release)
+		}
+	}
+	if open() != 5 {
+		t.Errorf("%d of 5 held files are open", open())
+	}
+	for i, release := range releases {
+		release()
+		if want := min(5, 2+len(releases)-i-1); open() != want { // those held, and two idle
+			t.Errorf("%d files are open after %d of 10 were let go of, want %d", open(), i+1, want)
+		}
+	}
+}
+
 // Every way to the directory that fails says which file it was about.
 func TestFaultsAreTold(t *testing.T) {
 	broken := errors.New("broken")
 	fsys := vfs.NewFaulty(vfs.NewMem())
 	d := newDir(t, fsys)
 	create(t, d, "x.open", "hello").Finish()
+	d.Close()
+	open := 0
 	for _, c := range []struct {
 		kind vfs.OpKind
 		do   func() error
@@ -136,10 +254,19 @@ func TestFaultsAreTold(t *testing.T) {
 			if op.Kind == c.kind {
 				return broken
 			}
+			switch op.Kind {
+			case vfs.OpCreate, vfs.OpOpen:
+				open++
+			case vfs.OpClose:
+				open--
+			}
 			return nil
 		})
 		if err := c.do(); !errors.Is(err, broken) || err.Error() != c.text {
 			t.Errorf("%v fails: %v, want %q", c.kind, err, c.text)
+		}
+		if open != 0 {
+			t.Errorf("%v fails: %d files stay open", c.kind, open)
 		}
 		fsys.SetHook(nil)
 		if l, err := d.List(); err != nil || len(l) != 1 {

@@ -54,10 +54,14 @@ func (osFS) Remove(name string) error { return mapErr(os.Remove(name)) }
 
 func (osFS) Rename(oldname, newname string) error { return mapErr(os.Rename(oldname, newname)) }
 
-// MkdirAll syncs each parent in which it made a name:
+func (o osFS) MkdirAll(dir string) error {
+	return mkdirAll(dir, func(dir string) error { return os.Mkdir(dir, dirMode) }, o.SyncDir)
+}
+
+// mkdirAll syncs each parent in which it made a name:
 //
 //	mkdir(a); open(.); fsync; close; mkdir(a/b); open(a); fsync; close; ...
-func (o osFS) MkdirAll(dir string) error {
+func mkdirAll(dir string, mkdir, syncDir func(dir string) error) error {
 	st, err := os.Stat(dir)
 	if err == nil {
 		if !st.IsDir() {
@@ -70,15 +74,15 @@ func (o osFS) MkdirAll(dir string) error {
 	}
 	parent := filepath.Dir(filepath.Clean(dir))
 	if parent != dir {
-		if err := o.MkdirAll(parent); err != nil {
+		if err := mkdirAll(parent, mkdir, syncDir); err != nil {
 			return err
 		}
 	}
 	// Somebody else may have made it meanwhile; the name must be durable all the same.
-	if err := os.Mkdir(dir, dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := mkdir(dir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return mapErr(err)
 	}
-	return o.SyncDir(parent)
+	return syncDir(parent)
 }
 
 func (osFS) ReadDir(dir string) ([]string, error) {

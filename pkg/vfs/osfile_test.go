@@ -5,7 +5,9 @@ package vfs
 import (
 	"bytes"
 	"errors"
+	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,8 +30,10 @@ func TestWriteZeros(t *testing.T) {
 	const end = 3*zeroChunk/2 + 1
 	want := append([]byte("abcdef"), make([]byte, end-6)...)
 	for _, r := range []struct{ off, n int64 }{{1, 2}, {3, end - 3}, {0, end}} {
-		if err := f.(*osFile).orWriteZeros(unix.EOPNOTSUPP, r.off, r.n); err != nil {
-			t.Fatal(err)
+		for _, errno := range []error{unix.EOPNOTSUPP, unix.ENOSYS} {
+			if err := f.(*osFile).orWriteZeros(errno, r.off, r.n); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	got, err := readAll(f)
@@ -96,6 +100,107 @@ func TestWriteAll(t *testing.T) {
 	})
 	if n != 4 || !errors.Is(err, unix.EIO) {
 		t.Errorf("%d, %v", n, err)
+	}
+}
+
+// MkdirAll syncs the parent of each directory that it made, or that somebody else made at
+// the same time, before it makes the next, and nothing else.
+func TestMkdirAllSyncsParents(t *testing.T) {
+	root := t.TempDir()
+	a, b := root+"/a", root+"/a/b"
+	var calls []string
+	raced := b
+	mkdir := func(dir string) error {
+		calls = append(calls, "mkdir "+dir)
+		err := os.Mkdir(dir, dirMode)
+		if err == nil && dir == raced {
+			err = fs.ErrExist
+		}
+		return err
+	}
+	syncDir := func(dir string) error {
+		calls = append(calls, "sync "+dir)
+		return nil
+	}
+	for range 2 { // the second time all is there
+		if err := mkdirAll(b, mkdir, syncDir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []string{"mkdir " + a, "sync " + root, "mkdir " + b, "sync " + a}; !slices.Equal(calls, want) {
+		t.Errorf("%q, want %q", calls, want)
+	}
+	if err := mkdirAll(root+"/c", mkdir, func(string) error { return unix.EIO }); !errors.Is(err, unix.EIO) {
+		t.Errorf("a name that may not be durable: %v", err)
+	}
+}
+
+// The kernel is really asked: these are files for which it refuses.
+func TestCallsReachTheKernel(t *testing.T) {
+	if err := NewOS().SyncDir("/proc"); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("sync of a directory that has no sync: %v", err)
+	}
+	f, err := NewOS().Open("/proc/self/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	for what, err := range map[string]error{"sync": f.Sync(), "datasync": f.Datasync()} {
+		if !errors.Is(err, unix.EINVAL) {
+			t.Errorf("%s of a file that has none: %v", what, err)
+		}
+	}
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, fileMode); err != nil {
+		t.Fatal(err)
+	}
+	f, err = NewOS().Open(fifo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	for what, err := range map[string]error{"drop cache": f.DropCache(), "allocate": f.Allocate(0, 1)} {
+		if !errors.Is(err, unix.ESPIPE) {
+			t.Errorf("%s of a pipe: %v", what, err)
+		}
+	}
+}
+
+// readFile is a File of which only a part can be read, or with an error.
+type readFile struct {
+	File
+	have int
+	err  error
+}
+
+func (f readFile) Size() (int64, error)                  { return 10, nil }
+func (f readFile) ReadAt(p []byte, _ int64) (int, error) { return min(f.have, len(p)), f.err }
+func (f readFile) Name() string                          { return "a" }
+
+// A file that ends before its size, or that cannot be read, is not taken for whole.
+func TestReadAllIsWhole(t *testing.T) {
+	for _, c := range []struct {
+		have int
+		err  error
+		ok   bool
+	}{
+		{10, nil, true}, {10, io.EOF, true}, {9, io.EOF, false}, {10, unix.EIO, false}, {0, unix.EIO, false},
+	} {
+		if _, err := readAll(readFile{have: c.have, err: c.err}); (err == nil) != c.ok || !c.ok && !errors.Is(err, c.err) {
+			t.Errorf("%d bytes of 10 and %v: %v", c.have, c.err, err)
+		}
+	}
+}
+
+// Every errno for a full disk is ErrNoSpace.
+func TestNoSpaceErrnos(t *testing.T) {
+	for _, errno := range []error{unix.ENOSPC, unix.EDQUOT} {
+		if err := mapErr(&fs.PathError{Err: errno}); !errors.Is(err, ErrNoSpace) || !errors.Is(err, errno) {
+			t.Errorf("%v becomes %v", errno, err)
+		}
+	}
+	if err := mapErr(unix.EIO); errors.Is(err, ErrNoSpace) || !errors.Is(err, unix.EIO) {
+		t.Errorf("EIO becomes %v", err)
 	}
 }
 

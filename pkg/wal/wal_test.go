@@ -65,6 +65,21 @@ func TestHead_RoundTrip(t *testing.T) {
 	if err != nil || got != h {
 		t.Fatalf("ParseHead = %+v, %v; want %+v", got, err, h)
 	}
+	used := bytes.Repeat([]byte{0xff}, HeadSize) // Put leaves nothing of what was there
+	if h.Put(used); !bytes.Equal(used, b[1:]) {
+		t.Errorf("Put over other bytes: %x, want %x", used, b[1:])
+	}
+	h.Incompat = 1 << 9
+	if _, err := ParseHead(must(h.AppendBinary(nil)), h.Magic); !errors.Is(err, ErrVersion) || !strings.Contains(err.Error(), "0x200") {
+		t.Errorf("a feature of a newer version: %v", err)
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }
 
 func TestParseHead_Refuses(t *testing.T) {
@@ -216,6 +231,9 @@ func TestValidate_Refuses(t *testing.T) {
 		"too many pages":          {Type: TypeWrite, Seq: 1, Length: 512, Pages: MaxPayloadPages + 1},
 		"synced mark not below":   {Type: TypeMark, Seq: 1, Synced: 1},
 		"not whole sectors":       {Type: TypeHole, Seq: 1, Length: 511},
+		"length 0,":               {Type: TypeHole, Seq: 1, Offset: 512},
+		"offset 511":              {Type: TypeHole, Seq: 1, Offset: 511, Length: 512},
+		"(offset 512":             {Type: TypeMark, Seq: 1, Offset: 512},
 		"range overflows":         {Type: TypeHole, Seq: 1, Offset: 1<<64 - 512, Length: 1024},
 		"must be zero":            {Type: TypeMark, Seq: 1, Length: 512},
 		"length and pages":        {Type: TypeCommit, Seq: 1, Length: 1},
@@ -237,7 +255,9 @@ func TestEncodeHeader_Panics(t *testing.T) {
 	rec, payload := testRecord(9, 8, 8192)
 	for name, f := range map[string]func(){
 		"short page":      func() { EncodeHeader(page[1:], rec, payload) },
+		"long page":       func() { EncodeHeader(append(page, 0), rec, payload) },
 		"ragged payload":  func() { EncodeHeader(page, rec, payload[1:]) },
+		"ragged alone":    func() { PayloadCRCs(payload[1:]) },
 		"huge payload":    func() { EncodeHeader(page, rec, make([]byte, (MaxPayloadPages+1)*PageSize)) },
 		"synced not past": func() { r := rec; r.Synced = 9; EncodeHeader(page, r, payload) },
 		"type 0":          func() { r := rec; r.Type = 0; EncodeHeader(page, r, payload) },
@@ -343,6 +363,9 @@ func TestScanner_Stops(t *testing.T) {
 		{"repeated sequence", rehead(4, func(r *Record) { r.Seq-- }), 4, nil, nil},
 		{"skipped sequence, not synced", rehead(4, func(r *Record) { r.Seq++; r.Synced = 4 }), 4, nil, nil},
 		{"skipped sequence, synced", rehead(4, func(r *Record) { r.Seq++; r.Synced = 5 }), 4, nil, ErrCorrupt},
+		{"skipped sequence, synced, other owner", rehead(4, func(r *Record) { r.Seq++; r.Synced = 5; r.Owner[15]++ }), 4, nil, nil},
+		{"skipped sequence, synced, other epoch", rehead(4, func(r *Record) { r.Seq++; r.Synced = 5; r.Epoch-- }), 4, nil, nil},
+		{"skipped sequence, synced, other log", rehead(4, func(r *Record) { r.Seq++; r.Synced = 5; r.Log-- }), 4, nil, nil},
 		{"newer type", func(f []byte, o []int64) []byte { f[o[4]+6] = 200; reseal(f[o[4] : o[4]+4096]); return f }, 4, ErrVersion, nil},
 		{"newer record version", func(f []byte, o []int64) []byte { f[o[4]+4] = 2; reseal(f[o[4] : o[4]+4096]); return f }, 4, nil, nil},
 		{"empty", func(f []byte, o []int64) []byte { return f[:PageSize] }, 0, nil, nil},

@@ -2,19 +2,19 @@ package main
 
 // Tests that several breakages share.
 var (
-	walAll      = step{"./pkg/wal", "."}
-	catalogAll  = step{"./pkg/catalog", "."}
-	dedupAll    = step{"./pkg/dedup", "."}
-	blobAll     = step{"./pkg/blob", "."}
-	vfsAll      = step{"./pkg/vfs", "."}
-	journalAll  = step{"./pkg/blockstore/journal", "."}
-	exportFuse  = step{"./pkg/export", "^(TestInit|TestOldKernelInit|TestAnswers|TestReadOnlyAnswers|TestReaders|TestErrno)$"}
-	driverNode  = step{"./pkg/driver", "."}
-	engineFault = step{"./pkg/blockstore", "^(TestFaults|TestJournalSyncFails|TestChunkSyncFails|TestTornTailStaysCut|TestFlushCoversWhatWasRecovered)$"}
-	engineRot   = step{"./pkg/blockstore", "^(TestOlderCatalog|TestDamagedHeader|TestDamagedJournal|TestDamagedMapNode|TestDamageHeals)$"}
-	engineRace  = step{"./pkg/blockstore", "^(TestAcknowledgeWaitsForEarlierRecords|TestSnapshotWaitsForWritesInFlight|TestSnapshotDuringFold|TestFoldDuringSnapshot)$"}
-	engineState = step{"./pkg/blockstore", "^(TestCopyHasItsSourcesState|TestStateMovesWhileCopied|TestSizesAndErrors)$"}
-	engineSim   = step{"./pkg/blockstore", "^TestSimulation$"}
+	walAll      = all("./pkg/wal")
+	catalogAll  = all("./pkg/catalog")
+	dedupAll    = all("./pkg/dedup")
+	blobAll     = all("./pkg/blob")
+	vfsAll      = all("./pkg/vfs")
+	journalAll  = all("./pkg/blockstore/journal")
+	exportFuse  = tests("./pkg/export", "TestInit|TestOldKernelInit|TestAnswers|TestReadOnlyAnswers|TestReaders|TestErrno")
+	driverNode  = all("./pkg/driver")
+	engineFault = tests("./pkg/blockstore", "TestFaults|TestJournalSyncFails|TestChunkSyncFails|TestTornTailStaysCut|TestFlushCoversWhatWasRecovered")
+	engineRot   = tests("./pkg/blockstore", "TestOlderCatalog|TestDamagedHeader|TestDamagedJournal|TestDamagedMapNode|TestDamageHeals")
+	engineRace  = tests("./pkg/blockstore", "TestAcknowledgeWaitsForEarlierRecords|TestSnapshotWaitsForWritesInFlight|TestSnapshotDuringFold|TestFoldDuringSnapshot")
+	engineState = tests("./pkg/blockstore", "TestCopyHasItsSourcesState|TestStateMovesWhileCopied|TestSizesAndErrors")
+	engineSim   = tests("./pkg/blockstore", "TestSimulation")
 )
 
 // breakages is the list. Each old text stands in its file exactly once.

@@ -21,15 +21,16 @@ func main() {
 	check := flag.Bool("check", false, "only tell whether every breakage applies")
 	workers := flag.Int("workers", 2, "breakages tested at the same time, each in a copy of its own")
 	limit := flag.Duration("limit", 5*time.Minute, "the longest that one go test may take; one that takes longer proves nothing")
+	seeds := flag.Int("seeds", 0, "instead, tell how many seeds, up to this, the simulation alone needs for the core breakages")
 	flag.Parse()
-	if err := run(*only, *check, *workers, *limit); err != nil {
+	if err := run(*only, *check, *workers, *seeds, *limit); err != nil {
 		fmt.Fprintln(os.Stderr, "sabotage:", err)
 		os.Exit(1)
 	}
 }
 
 // run does what the flags say; an error if anything is not as it should be.
-func run(only string, check bool, workers int, limit time.Duration) error {
+func run(only string, check bool, workers, seeds int, limit time.Duration) error {
 	pattern, err := regexp.Compile(only)
 	if err != nil {
 		return fmt.Errorf("-only: %w", err)
@@ -39,7 +40,7 @@ func run(only string, check bool, workers int, limit time.Duration) error {
 	}
 	var list []breakage
 	for _, b := range breakages {
-		if !pattern.MatchString(b.file + " " + b.what) {
+		if !pattern.MatchString(b.file+" "+b.what) || seeds > 0 && !b.core() {
 			continue
 		}
 		if _, _, err := b.apply("."); err != nil {
@@ -47,18 +48,44 @@ func run(only string, check bool, workers int, limit time.Duration) error {
 		}
 		list = append(list, b)
 	}
-	if check {
+	switch {
+	case check:
 		fmt.Printf("%d breakages apply\n", len(list))
 		return nil
+	case seeds > 0:
+		return simulate(list, seeds, limit)
 	}
 	return sabotage(list, workers, limit)
 }
 
 // sabotage tests the breakages and prints the table, in the order of the list.
 func sabotage(list []breakage, workers int, limit time.Duration) error {
+	began := time.Now()
 	if err := sound(list, limit); err != nil {
 		return err
 	}
+	caught, survived, broken := 0, 0, 0
+	inOrder(list, workers, func(b breakage, tree string) result { return b.test(tree, limit) }, func(i int, b breakage, r result) {
+		switch {
+		case r.err != nil:
+			broken++
+		case r.by == "":
+			survived++
+		default:
+			caught++
+		}
+		fmt.Printf("%3d  %-44s %-62s %-44s %4.0f s\n", i+1, b.place(), b.what, r, r.took.Seconds())
+	})
+	fmt.Printf("%d breakages, %d caught, %d survived, in %v\n", len(list), caught, survived, time.Since(began).Round(time.Second))
+	if survived+broken > 0 {
+		return fmt.Errorf("%d breakages survived, %d could not be judged", survived, broken)
+	}
+	return nil
+}
+
+// inOrder runs test for every breakage, each worker in a copy of the tree of its own, and
+// hands the results to show in the order of the list.
+func inOrder(list []breakage, workers int, test func(b breakage, tree string) result, show func(i int, b breakage, r result)) {
 	results := make([]chan result, len(list))
 	work := make(chan int, len(list))
 	for i := range list {
@@ -76,29 +103,14 @@ func sabotage(list []breakage, workers int, limit time.Duration) error {
 					results[i] <- result{err: err}
 					continue
 				}
-				results[i] <- list[i].test(tree, limit)
+				results[i] <- test(list[i], tree)
 			}
 		})
 	}
-	caught, survived, broken := 0, 0, 0
 	for i, b := range list {
-		r := <-results[i]
-		switch {
-		case r.err != nil:
-			broken++
-		case r.by == "":
-			survived++
-		default:
-			caught++
-		}
-		fmt.Printf("%3d  %-44s %-58s %-44s %4.0f s\n", i+1, b.place(), b.what, r, r.took.Seconds())
+		show(i, b, <-results[i])
 	}
 	wg.Wait()
-	fmt.Printf("%d breakages, %d caught, %d survived\n", len(list), caught, survived)
-	if survived+broken > 0 {
-		return fmt.Errorf("%d breakages survived, %d could not be judged", survived, broken)
-	}
-	return nil
 }
 
 // sound runs every test that is to catch a breakage on an unbroken copy: a test that

@@ -10,12 +10,22 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
 
 // step is one go test: a package and what of it to run.
-type step struct{ pkg, tests string }
+type step struct {
+	pkg, tests string
+	race       bool // with the race detector
+}
+
+func all(pkg string) step            { return step{pkg: pkg, tests: "."} }
+func tests(pkg, pattern string) step { return step{pkg: pkg, tests: "^(" + pattern + ")$"} }
+func raceIn(pkg, pattern string) step {
+	return step{pkg: pkg, tests: "^(" + pattern + ")$", race: true}
+}
 
 // breakage takes one safeguard away.
 type breakage struct {
@@ -64,7 +74,19 @@ func (b breakage) apply(tree string) (before, after []byte, err error) {
 }
 
 // test breaks the tree, runs the steps until one fails, and mends the tree.
-func (b breakage) test(tree string, limit time.Duration) (r result) {
+func (b breakage) test(tree string, limit time.Duration) result {
+	return b.with(tree, func() (by string, err error) {
+		for _, s := range b.steps {
+			if by, err = s.run(tree, limit); err != nil || by != "" {
+				break
+			}
+		}
+		return by, err
+	})
+}
+
+// with runs try on the broken tree, and mends the tree.
+func (b breakage) with(tree string, try func() (by string, err error)) (r result) {
 	began := time.Now()
 	defer func() { r.took = time.Since(began) }()
 	before, after, err := b.apply(tree)
@@ -76,17 +98,14 @@ func (b breakage) test(tree string, limit time.Duration) (r result) {
 		return result{err: err}
 	}
 	defer func() { r.err = errors.Join(r.err, os.WriteFile(name, before, 0o644)) }()
-	for _, s := range b.steps {
-		if by, err := s.run(tree, limit); err != nil || by != "" {
-			return result{by: by, err: err}
-		}
-	}
-	return result{}
+	by, err := try()
+	return result{by: by, err: err}
 }
 
 var (
 	failed  = regexp.MustCompile(`(?m)^\s*--- FAIL: (\S+)`)
 	running = regexp.MustCompile(`(?m)^=== (?:RUN|CONT)\s+(\S+)`)
+	racing  = regexp.MustCompile(`(?m)^WARNING: DATA RACE`)
 	noTests = regexp.MustCompile(`(?m)\[no tests to run\]`)
 )
 
@@ -96,10 +115,15 @@ var (
 func (s step) run(tree string, limit time.Duration) (by string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "test", "-trimpath", "-v", "-failfast", "-count=1",
-		"-tags", "grpcnotrace", "-timeout", limit.String(), "-run", s.tests, s.pkg)
+	args := []string{"test", "-trimpath", "-v", "-failfast", "-count=1",
+		"-tags", "grpcnotrace", "-timeout", limit.String(), "-run", s.tests, s.pkg}
+	cgo := "CGO_ENABLED=0"
+	if s.race {
+		args, cgo = slices.Insert(args, 1, "-race"), "CGO_ENABLED=1"
+	}
+	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = tree
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), cgo)
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
 	switch {
@@ -113,7 +137,11 @@ func (s step) run(tree string, limit time.Duration) (by string, err error) {
 		return "", fmt.Errorf("does not compile: %s", firstLines(out, 4))
 	}
 	if m := failed.FindSubmatch(out); m != nil {
-		return string(m[1]), nil
+		by = string(m[1])
+		if racing.Match(out) {
+			by += ", a data race"
+		}
+		return by, nil
 	}
 	if m := running.FindAllSubmatch(out, -1); m != nil { // a panic ends the test without a verdict
 		return string(m[len(m)-1][1]), nil
