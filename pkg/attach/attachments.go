@@ -107,6 +107,8 @@ type Attachments struct {
 
 	// locks has one lock per volume ID. Taken before mu.
 	locks KeyedLock
+	// writingBack has the volumes whose filesystems are written back before an unmount.
+	writingBack KeyedLock
 
 	mu struct {
 		sync.Mutex
@@ -217,10 +219,14 @@ func (a *Attachments) find(id string) *attachment {
 }
 
 // Lock takes the lock of a volume, which need not exist. ErrBusy if another operation
-// on it is running, ErrClosed after Shutdown has begun. The caller has to Unlock.
+// on it is running, with why if the volume waits for disk space, ErrClosed after Shutdown has begun. The caller has to Unlock.
 func (a *Attachments) Lock(id string) (*Locked, error) {
 	if !a.locks.Try(id) {
-		return nil, fmt.Errorf("another operation on volume %s is running: try again when it has ended: %w", id, blockstore.ErrBusy)
+		err := fmt.Errorf("another operation on volume %s is running: try again when it has ended: %w", id, blockstore.ErrBusy)
+		if why := a.waits(id); why != nil {
+			err = fmt.Errorf("%w: %w", err, why)
+		}
+		return nil, err
 	}
 	a.mu.Lock()
 	closed := a.mu.closed
@@ -229,7 +235,7 @@ func (a *Attachments) Lock(id string) (*Locked, error) {
 		a.locks.Release(id)
 		return nil, fmt.Errorf("the daemon is stopping: %w", blockstore.ErrClosed)
 	}
-	return &Locked{a: a, id: id}, nil
+	return a.newLocked(id), nil
 }
 
 // byCommand is the use of a volume that somebody attached by a command. It has no path,
