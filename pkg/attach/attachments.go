@@ -89,6 +89,9 @@ type Options struct {
 	Limit   int
 	Buffers *export.Buffers // shared by all devices; default: each has its own
 	Logger  *slog.Logger
+	// Warned hears of dangerous settings of the machine that an attach has found, when
+	// they change. It must not block. Default: nobody does.
+	Warned func(warning string)
 
 	// The machine as the package sees it beside its Host; tests replace it.
 	LoopDevices func() ([]string, error) // default: those in /sys/block
@@ -102,6 +105,7 @@ type Attachments struct {
 	buffers *export.Buffers
 	log     *slog.Logger
 	limit   int // 0: none
+	warned  func(string)
 
 	loopDevices func() ([]string, error)
 
@@ -116,6 +120,7 @@ type Attachments struct {
 		places   int                    // attached or being attached
 		last     uint64                 // serial of the newest attachment
 		closed   bool                   // Shutdown has begun
+		warning  string                 // of the last attach, see checkTimeout
 	}
 }
 
@@ -152,10 +157,14 @@ func New(store Store, host export.Host, o Options) *Attachments {
 		buffers:     o.Buffers,
 		log:         o.Logger,
 		limit:       o.Limit,
+		warned:      o.Warned,
 		loopDevices: o.LoopDevices,
 	}
 	if a.loopDevices == nil {
 		a.loopDevices = loopDevices
+	}
+	if a.warned == nil {
+		a.warned = func(string) {}
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)

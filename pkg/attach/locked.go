@@ -99,6 +99,7 @@ func (l *Locked) attachAs(ctx context.Context, mode Mode, ready func() error) (d
 		a.leavePlace()
 		return "", fmt.Errorf("attach volume %s: %w", l.id, sentinel(err))
 	}
+	a.checkTimeout()
 	a.mu.Lock()
 	a.mu.last++
 	at.serial = a.mu.last

@@ -1,9 +1,11 @@
 package driver
 
 import (
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 
 	"github.com/k8ns/granary/pkg/blockstore"
@@ -55,4 +57,47 @@ func TestUnstageWithOnFullError(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.must(w.unstage(id, p))
+}
+
+// Each attached volume says how long its writes have been waiting, and whose it is.
+func TestWaitingMetric(t *testing.T) {
+	w := newWorld(t)
+	registry := prometheus.NewRegistry()
+	if _, err := newMetrics(Options{Metrics: registry, Now: func() time.Time { return w.clock }}, w.engine, w.attached); err != nil {
+		t.Fatal(err)
+	}
+	labelled := parameters(labelPVC, "claim", labelPVCNamespace, "shop")
+	id, p := w.create("v", labelled).VolumeId, w.paths()
+	w.create("idle")
+	waiting := func() map[string]float64 {
+		t.Helper()
+		families, err := registry.Gather()
+		w.must(err)
+		found := map[string]float64{}
+		for _, f := range families {
+			for _, m := range f.Metric {
+				if f.GetName() == "granary_volume_waiting_seconds" {
+					var labels []string
+					for _, l := range m.Label {
+						labels = append(labels, l.GetName()+"="+l.GetValue())
+					}
+					found[strings.Join(labels, " ")] = m.GetGauge().GetValue()
+				}
+			}
+		}
+		return found
+	}
+	if got := waiting(); len(got) > 0 {
+		t.Errorf("nothing attached: %v", got)
+	}
+	w.must(w.stage(id, p, mountCap("ext4")))
+	key := "name=v namespace=shop pvc=claim volume=" + w.engineID(id)
+	if got := waiting(); len(got) != 1 || got[key] != 0 {
+		t.Errorf("attached: %v, want %s: 0", got, key)
+	}
+	since := w.clock.Add(-90 * time.Second)
+	w.engine.SetWaiting(w.engineID(id), &since)
+	if got := waiting(); len(got) != 1 || got[key] != 90 {
+		t.Errorf("waiting: %v, want %s: 90", got, key)
+	}
 }
