@@ -24,6 +24,7 @@ type cli struct {
 	t      *testing.T
 	dir    string
 	engine *attachtest.Engine
+	host   *attachtest.Host
 }
 
 // tempDir is a directory whose path is short enough for a socket.
@@ -40,9 +41,8 @@ func tempDir(t *testing.T) string {
 func newCLI(t *testing.T) *cli {
 	t.Helper()
 	trace := new(attachtest.Trace)
-	c := &cli{t: t, dir: tempDir(t), engine: attachtest.NewEngine(trace)}
-	host := attachtest.NewHost(trace)
-	server := admin.NewServer(c.engine, attach.New(c.engine, host, host.Options()), slog.New(slog.DiscardHandler))
+	c := &cli{t: t, dir: tempDir(t), engine: attachtest.NewEngine(trace), host: attachtest.NewHost(trace)}
+	server := admin.NewServer(c.engine, attach.New(c.engine, c.host, c.host.Options()), slog.New(slog.DiscardHandler))
 	ln, err := socket.Listen(admin.SocketPath(c.dir))
 	if err != nil {
 		t.Fatal(err)

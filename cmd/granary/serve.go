@@ -25,6 +25,7 @@ import (
 	"github.com/k8ns/granary/pkg/attach"
 	"github.com/k8ns/granary/pkg/blockstore"
 	"github.com/k8ns/granary/pkg/driver"
+	"github.com/k8ns/granary/pkg/events"
 	"github.com/k8ns/granary/pkg/export"
 	"github.com/k8ns/granary/pkg/kubelet"
 	"github.com/k8ns/granary/pkg/socket"
@@ -189,6 +190,7 @@ type daemon struct {
 	o       serveOptions
 	log     *slog.Logger
 
+	teller      *teller // nil outside a cluster
 	store       *blockstore.Store
 	endWork     context.CancelFunc // ends background work
 	buffers     *export.Buffers
@@ -205,6 +207,7 @@ type daemon struct {
 // start opens the store, clears what a killed daemon left, and serves.
 func (d *daemon) start(ctx context.Context) (err error) {
 	d.failed = make(chan error, 2)
+	poster := d.newTeller()
 	err = d.openStore(ctx)
 	if errors.Is(err, blockstore.ErrLocked) {
 		return fmt.Errorf("another daemon is running on %s: %w", d.dataDir, err)
@@ -215,14 +218,21 @@ func (d *daemon) start(ctx context.Context) (err error) {
 	if d.buffers, err = export.NewBuffers(int64(d.o.buffers)); err != nil {
 		return err
 	}
+	work, cancel := context.WithCancel(context.Background())
+	d.endWork = cancel
+	o := attach.Options{Buffers: d.buffers, Limit: d.o.maxVolumes, Logger: d.log}
+	if d.teller != nil {
+		d.teller.volume = d.store.Volume
+		o.Warned = d.teller.warn
+		d.running.Go(func() { d.teller.run(work) })
+		d.running.Go(func() { poster.Run(work) })
+	}
 	host := export.NewHost()
-	d.attachments = attach.New(attach.Engine(d.store), host, attach.Options{Buffers: d.buffers, Limit: d.o.maxVolumes, Logger: d.log})
+	d.attachments = attach.New(attach.Engine(d.store), host, o)
 	// What cannot be cleared keeps only its own volume from working.
 	if err := d.attachments.ClearDead(ctx); err != nil {
 		d.log.Error("not everything that a killed daemon left could be cleared", "err", err)
 	}
-	work, cancel := context.WithCancel(context.Background())
-	d.endWork = cancel
 	d.running.Go(func() { d.store.Run(work) })
 
 	d.admin = admin.NewServer(d.store, d.attachments, d.log)
@@ -237,12 +247,27 @@ func (d *daemon) start(ctx context.Context) (err error) {
 	return d.startDriver(host)
 }
 
+// newTeller makes who tells the cluster, if this is a pod of one; nil if not.
+func (d *daemon) newTeller() *events.Poster {
+	api, ok := events.InCluster()
+	if !ok || d.socket == "" {
+		return nil
+	}
+	poster := events.New(api, events.Options{Component: driver.Name, Host: d.o.nodeID, Logger: d.log})
+	d.teller = newTeller(d.o.nodeID, d.dataDir, d.o.fullTimeout, poster)
+	return poster
+}
+
 // lockEnd is how long a daemon that is ending may still hold the data directory: its
 // children may have its descriptors for a moment longer than it lives.
 const lockEnd = 5 * time.Second
 
 // openStore opens the store, or says who has it.
 func (d *daemon) openStore(ctx context.Context) (err error) {
+	var hear func(blockstore.Event)
+	if d.teller != nil {
+		hear = d.teller.hear
+	}
 	deadline := time.Now().Add(lockEnd)
 	for {
 		d.store, err = blockstore.Open(vfs.NewOS(), d.dataDir, blockstore.Options{
@@ -251,6 +276,7 @@ func (d *daemon) openStore(ctx context.Context) (err error) {
 			CacheBytes:   int64(d.o.cache),
 			ReserveBytes: int64(d.o.reserve),
 			FullTimeout:  d.o.fullTimeout,
+			Events:       hear,
 		})
 		if !errors.Is(err, blockstore.ErrLocked) || time.Now().After(deadline) {
 			return err

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/k8ns/granary/pkg/admin"
 	"github.com/k8ns/granary/pkg/blockstore"
 )
 
@@ -39,7 +40,7 @@ Journal segments and the reserve are set aside beforehand and not part of stored
 	return a.withDataDir(a.withOutput(cmd))
 }
 
-func printStats(t *table, s blockstore.Stats) {
+func printStats(t *table, s admin.Stats) {
 	t.row("Logical", formatSize(s.Logical), fmt.Sprintf("%s in volumes: %d; snapshots: %d", formatSize(s.LogicalVolumes), s.Volumes, s.Snapshots))
 	t.row("Unique", formatSize(s.Unique), percent(s.Unique, s.Logical)+" of logical")
 	t.row("Stored", formatSize(s.Stored), fmt.Sprintf("%d chunks in %d files", s.Chunks, s.ChunkFiles))
@@ -48,9 +49,12 @@ func printStats(t *table, s blockstore.Stats) {
 	t.row("Journal", formatSize(s.JournalUsed), "not folded yet, in "+formatSize(s.JournalAllocated)+" of segments")
 	t.row("Reserve", formatSize(s.Reserve), "set aside for a full disk")
 	t.row("Cache", formatSize(s.CacheBytes), fmt.Sprintf("of %s; %s hits", formatSize(s.CacheLimit), percent(s.CacheHits, s.CacheHits+s.CacheMisses)))
-	t.row("Disk free", formatSize(s.DiskFree), diskNote(s))
+	t.row("Disk free", formatSize(s.DiskFree), diskNote(s.Stats))
 	if s.Damaged > 0 {
 		t.row("DAMAGED", strconv.Itoa(s.Damaged), "blocks; granary check names them")
+	}
+	for _, warning := range s.Warnings {
+		t.row("WARNING", warning)
 	}
 	if len(s.PerVolume) == 0 {
 		return

@@ -167,6 +167,9 @@ staging it over CSI will mount what is there and never format it.`,
 			if err != nil {
 				return err
 			}
+			for _, warning := range attached.Warnings {
+				fmt.Fprintln(a.stderr, "granary: warning:", warning)
+			}
 			_, err = fmt.Fprintln(a.stdout, attached.Device)
 			return err
 		}),

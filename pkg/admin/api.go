@@ -61,10 +61,11 @@ type SetVolume struct {
 	OnFull string `json:"onFull"` // wait or error
 }
 
-// Attached tells where a volume is.
+// Attached tells where a volume is, and what about the machine is dangerous for it.
 type Attached struct {
-	ID     string `json:"id"`
-	Device string `json:"device"`
+	ID       string   `json:"id"`
+	Device   string   `json:"device"`
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // CreateSnapshot asks for a snapshot of a volume. With Wait the answer comes when
@@ -102,6 +103,12 @@ type ListSnapshots struct {
 // StatsRequest asks for the store's statistics.
 type StatsRequest struct {
 	PerVolume bool `json:"perVolume,omitempty"`
+}
+
+// Stats is the store's statistics, and what about the machine is dangerous for it.
+type Stats struct {
+	blockstore.Stats
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Collect asks for one collection. Without Wait the answer comes at once.

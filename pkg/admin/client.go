@@ -125,8 +125,8 @@ func (c *Client) DeleteSnapshot(ctx context.Context, ref string) error {
 }
 
 // Stats tells about the store, and with perVolume about every volume.
-func (c *Client) Stats(ctx context.Context, perVolume bool) (blockstore.Stats, error) {
-	return post[blockstore.Stats](ctx, c, opStats, StatsRequest{perVolume})
+func (c *Client) Stats(ctx context.Context, perVolume bool) (Stats, error) {
+	return post[Stats](ctx, c, opStats, StatsRequest{perVolume})
 }
 
 // Collect runs one collection; without wait it only starts one.

@@ -51,7 +51,7 @@ func (s *Server) volumeAttach(ctx context.Context, req Target) (Attached, error)
 		return Attached{}, err
 	}
 	device, err := s.attacher.AttachRaw(ctx, info.ID)
-	return Attached{ID: info.ID, Device: device}, err
+	return Attached{ID: info.ID, Device: device, Warnings: s.attacher.Warnings()}, err
 }
 
 func (s *Server) volumeDetach(ctx context.Context, req Target) (nothing, error) {
@@ -124,8 +124,8 @@ func (s *Server) snapshotRemove(_ context.Context, req Target) (nothing, error) 
 	return nothing{}, s.store.DeleteSnapshot(info.ID)
 }
 
-func (s *Server) stats(_ context.Context, req StatsRequest) (blockstore.Stats, error) {
-	return s.store.Stats(req.PerVolume), nil
+func (s *Server) stats(_ context.Context, req StatsRequest) (Stats, error) {
+	return Stats{s.store.Stats(req.PerVolume), s.attacher.Warnings()}, nil
 }
 
 // collect ends early when its caller goes away, unless nobody waits for it.

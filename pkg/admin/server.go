@@ -54,6 +54,8 @@ type Attacher interface {
 	Resize(ctx context.Context, id string, size int64) (blockstore.VolumeInfo, error)
 	// Delete removes a volume that is not attached; ErrInUse says where it is.
 	Delete(ctx context.Context, id string) error
+	// Warnings tells dangerous settings of the machine.
+	Warnings() []string
 }
 
 // Server answers the granary commands.

@@ -29,6 +29,17 @@ type testHost struct {
 	*attachtest.Host
 	unmountable               string
 	beforeAttach, afterDetach func() // nil: nothing
+	sync, unmount, flush      *hanging
+}
+
+func (h *testHost) SyncFS(path string) error {
+	h.sync.pass()
+	return h.Host.SyncFS(path)
+}
+
+func (h *testHost) FlushDevice(device string) error {
+	h.flush.pass()
+	return h.Host.FlushDevice(device)
 }
 
 func (h *testHost) AttachLoop(file *os.File, o export.LoopOptions) (export.Loop, error) {
@@ -50,6 +61,7 @@ func (h *testHost) Unmount(target string) error {
 	if target == h.unmountable {
 		return export.ErrInUse
 	}
+	h.unmount.pass()
 	return h.Host.Unmount(target)
 }
 

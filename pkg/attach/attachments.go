@@ -89,6 +89,9 @@ type Options struct {
 	Limit   int
 	Buffers *export.Buffers // shared by all devices; default: each has its own
 	Logger  *slog.Logger
+	// Warned hears of dangerous settings of the machine that an attach has found, when
+	// they change. It must not block. Default: nobody does.
+	Warned func(warning string)
 
 	// The machine as the package sees it beside its Host; tests replace it.
 	LoopDevices func() ([]string, error) // default: those in /sys/block
@@ -102,11 +105,14 @@ type Attachments struct {
 	buffers *export.Buffers
 	log     *slog.Logger
 	limit   int // 0: none
+	warned  func(string)
 
 	loopDevices func() ([]string, error)
 
 	// locks has one lock per volume ID. Taken before mu.
 	locks KeyedLock
+	// writingBack has the volumes whose filesystems are written back before an unmount.
+	writingBack KeyedLock
 
 	mu struct {
 		sync.Mutex
@@ -114,6 +120,7 @@ type Attachments struct {
 		places   int                    // attached or being attached
 		last     uint64                 // serial of the newest attachment
 		closed   bool                   // Shutdown has begun
+		warning  string                 // of the last attach, see checkTimeout
 	}
 }
 
@@ -150,10 +157,14 @@ func New(store Store, host export.Host, o Options) *Attachments {
 		buffers:     o.Buffers,
 		log:         o.Logger,
 		limit:       o.Limit,
+		warned:      o.Warned,
 		loopDevices: o.LoopDevices,
 	}
 	if a.loopDevices == nil {
 		a.loopDevices = loopDevices
+	}
+	if a.warned == nil {
+		a.warned = func(string) {}
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
@@ -217,10 +228,14 @@ func (a *Attachments) find(id string) *attachment {
 }
 
 // Lock takes the lock of a volume, which need not exist. ErrBusy if another operation
-// on it is running, ErrClosed after Shutdown has begun. The caller has to Unlock.
+// on it is running, with why if the volume waits for disk space, ErrClosed after Shutdown has begun. The caller has to Unlock.
 func (a *Attachments) Lock(id string) (*Locked, error) {
 	if !a.locks.Try(id) {
-		return nil, fmt.Errorf("another operation on volume %s is running: try again when it has ended: %w", id, blockstore.ErrBusy)
+		err := fmt.Errorf("another operation on volume %s is running: try again when it has ended: %w", id, blockstore.ErrBusy)
+		if why := a.waits(id); why != nil {
+			err = fmt.Errorf("%w: %w", err, why)
+		}
+		return nil, err
 	}
 	a.mu.Lock()
 	closed := a.mu.closed
@@ -229,7 +244,7 @@ func (a *Attachments) Lock(id string) (*Locked, error) {
 		a.locks.Release(id)
 		return nil, fmt.Errorf("the daemon is stopping: %w", blockstore.ErrClosed)
 	}
-	return &Locked{a: a, id: id}, nil
+	return a.newLocked(id), nil
 }
 
 // byCommand is the use of a volume that somebody attached by a command. It has no path,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/k8ns/granary/pkg/blockstore"
 	"github.com/k8ns/granary/pkg/export"
@@ -14,12 +15,25 @@ import (
 // Locked is a volume whose lock the caller holds. It is used by one goroutine and
 // not after Unlock.
 type Locked struct {
-	a  *Attachments
-	id string
+	a       *Attachments
+	id      string
+	holders atomic.Int32 // of the lock: the caller, and steps that it has left behind
 }
 
-// Unlock lets the next operation on the volume in.
-func (l *Locked) Unlock() { l.a.locks.Release(l.id) }
+// newLocked is for who has just taken the lock of a volume.
+func (a *Attachments) newLocked(id string) *Locked {
+	l := &Locked{a: a, id: id}
+	l.holders.Store(1)
+	return l
+}
+
+// Unlock lets the next operation on the volume in, unless a step that was left behind
+// still runs.
+func (l *Locked) Unlock() {
+	if l.holders.Add(-1) == 0 {
+		l.a.locks.Release(l.id)
+	}
+}
 
 // Info describes the volume; ErrNotFound.
 func (l *Locked) Info() (blockstore.VolumeInfo, error) { return l.a.store.Volume(l.id) }
@@ -85,6 +99,7 @@ func (l *Locked) attachAs(ctx context.Context, mode Mode, ready func() error) (d
 		a.leavePlace()
 		return "", fmt.Errorf("attach volume %s: %w", l.id, sentinel(err))
 	}
+	a.checkTimeout()
 	a.mu.Lock()
 	a.mu.last++
 	at.serial = a.mu.last
@@ -132,15 +147,24 @@ func (l *Locked) attach(ctx context.Context, mode Mode, ready func() error) (*at
 
 // Detach takes the block device away and closes the volume. ErrInUse, naming the
 // mount points or who has the device open, changes nothing, and neither does a flush
-// that fails: the call can be repeated. nil if the volume is not attached. A volume
-// that failed closed is detached without the flush that it cannot do.
+// that fails: the call can be repeated. ErrNoSpace if the flush would wait for disk space
+// without limit. nil if the volume is not attached. A volume that failed closed is
+// detached without the flush that it cannot do.
 func (l *Locked) Detach(ctx context.Context) error {
 	a := l.a
 	at := a.find(l.id)
 	if at == nil {
 		return nil
 	}
-	err := at.device.Detach(ctx)
+	if err := a.waits(l.id); err != nil {
+		return fmt.Errorf("detach: %w", err)
+	}
+	bounded, cancel := a.leaving(ctx, l.id)
+	err := at.device.Detach(bounded)
+	if cause := context.Cause(bounded); cause != nil && errors.Is(err, context.Canceled) {
+		err = fmt.Errorf("%w (%v)", cause, err)
+	}
+	cancel()
 	if err != nil && !errors.Is(err, export.ErrInUse) && l.failed() {
 		a.log.Warn("volume failed closed: detached without a flush", "volume_id", l.id, "err", err)
 		err = at.device.Abort()

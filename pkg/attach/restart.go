@@ -142,32 +142,52 @@ func (a *Attachments) endAll(ctx context.Context, ended map[string]bool) (failed
 	return failed
 }
 
-// end ends one attachment. A call that still works on the volume when ctx ends loses
-// it.
+// end ends one attachment. A call that still works on the volume when ctx ends, or when
+// the volume is found waiting for disk space, loses it.
 func (a *Attachments) end(ctx context.Context, record blockstore.Attachment) error {
+	ctx, cancel := a.leaving(ctx, record.Volume)
+	defer cancel()
+	l := a.newLocked(record.Volume)
 	if err := a.locks.Wait(ctx, record.Volume); err != nil {
-		a.log.Warn("an operation on the volume has not ended", "volume_id", record.Volume, "err", err)
-	} else {
-		defer a.locks.Release(record.Volume)
+		a.log.Warn("an operation on the volume has not ended", "volume_id", record.Volume, "err", context.Cause(ctx))
+		l.holders.Add(1) // the lock is that operation's
 	}
+	defer l.Unlock()
 	at := a.find(record.Volume)
 	if at == nil {
 		return nil
 	}
-	l := &Locked{a: a, id: record.Volume}
-	if busy := a.unmountAll(l, at); !busy {
+	if busy := a.unmountAll(ctx, l, at); !busy {
 		err := l.Detach(ctx)
-		if !errors.Is(err, blockstore.ErrInUse) {
+		if !errors.Is(err, blockstore.ErrInUse) && !errors.Is(err, blockstore.ErrNoSpace) {
 			return err
 		}
 		a.log.Warn("volume is still in use", "volume_id", l.id, "err", err)
 	}
-	return errors.Join(a.host.FlushDevice(at.device.Path()), at.volume.Close())
+	return a.closeUnder(ctx, l, at)
+}
+
+// closeUnder closes a volume under whoever uses it, after a flush if there is one to be
+// had. Writes that wait for disk space fail then: nobody was told that they are done.
+func (a *Attachments) closeUnder(ctx context.Context, l *Locked, at *attachment) error {
+	flushed := make(chan error, 1)
+	if a.waits(l.id) == nil {
+		go func() { flushed <- a.host.FlushDevice(at.device.Path()) }()
+	} else {
+		flushed <- nil
+	}
+	var err error
+	select {
+	case err = <-flushed:
+	case <-ctx.Done():
+		a.log.Warn("volume is closed without a flush", "volume_id", l.id, "err", context.Cause(ctx))
+	}
+	return errors.Join(err, at.volume.Close())
 }
 
 // unmountAll syncs and unmounts what is mounted of a device, the newest mount first,
 // and tells whether anything stays mounted.
-func (a *Attachments) unmountAll(l *Locked, at *attachment) (busy bool) {
+func (a *Attachments) unmountAll(ctx context.Context, l *Locked, at *attachment) (busy bool) {
 	targets, err := a.mounted(at)
 	if err != nil {
 		a.log.Warn("the mount table cannot be read", "volume_id", l.id, "err", err)
@@ -177,11 +197,12 @@ func (a *Attachments) unmountAll(l *Locked, at *attachment) (busy bool) {
 		return false
 	}
 	a.log.Warn("volume is still mounted", "volume_id", l.id, "device", at.device.Path(), "mounts", strings.Join(targets, ", "))
-	if err := a.host.SyncFS(targets[0]); err != nil {
-		a.log.Error("sync before the end", "volume_id", l.id, "mount", targets[0], "err", err)
+	if err := l.writeBack(ctx, targets[0]); err != nil { // also if it then stays mounted
+		a.log.Warn("mounts stay behind without their device", "volume_id", l.id, "err", err)
+		return true
 	}
 	for _, target := range slices.Backward(targets) {
-		if err := a.host.Unmount(target); err != nil {
+		if err := l.Unmount(ctx, target); err != nil {
 			a.log.Warn("mount stays behind without its device", "volume_id", l.id, "mount", target, "err", err)
 			busy = true
 			continue

@@ -63,7 +63,11 @@ func (s *Store) applyOnFull(id string) {
 	}
 	v.mu.Lock()
 	v.loadOnFull()
-	v.mu.giveUp = !v.mu.starved.IsZero() && v.errorsWhenFull()
+	if v.errorsWhenFull() {
+		v.mu.giveUp = !v.mu.starved.IsZero()
+	} else {
+		v.fed() // what was refused does not wait; who waits says so again
+	}
 	v.mu.Unlock()
 	s.pool.Wake()
 }

@@ -19,14 +19,14 @@ type metrics struct {
 	calls *prometheus.HistogramVec
 }
 
-func newMetrics(r prometheus.Registerer, store Store, attached *attach.Attachments) (*metrics, error) {
+func newMetrics(o Options, store Store, attached *attach.Attachments) (*metrics, error) {
 	m := &metrics{calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "csi_plugin_operations_seconds",
 		Help:    "Time of each CSI call, by method and gRPC code.",
 		Buckets: []float64{.001, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
 	}, []string{"driver_name", "method_name", "grpc_status_code"})}
-	for _, c := range []prometheus.Collector{m.calls, storeCollector{store, attached}} {
-		if err := r.Register(c); err != nil {
+	for _, c := range []prometheus.Collector{m.calls, storeCollector{store, attached, o.Now}} {
+		if err := o.Metrics.Register(c); err != nil {
 			return nil, fmt.Errorf("metrics: %w", err)
 		}
 	}
@@ -45,6 +45,7 @@ func (m *metrics) measure(ctx context.Context, req any, info *grpc.UnaryServerIn
 type storeCollector struct {
 	store    Store
 	attached *attach.Attachments
+	now      func() time.Time
 }
 
 // storeMetrics are the store's figures, all gauges in base units.
@@ -72,6 +73,12 @@ var storeMetrics = []struct {
 
 var attachedDesc = storeDesc("attached_volumes", "Volumes that are block devices now.")
 
+// waitingDesc is told of attached volumes alone: others do not write, and there may be very
+// many of them.
+var waitingDesc = prometheus.NewDesc("granary_volume_waiting_seconds",
+	"How long writes of an attached volume have been waiting for disk space, or are refused because of that; 0: none is.",
+	[]string{"volume", "name", "pvc", "namespace"}, nil)
+
 func storeDesc(name, help string) *prometheus.Desc {
 	return prometheus.NewDesc("granary_store_"+name, help, nil, nil)
 }
@@ -82,6 +89,7 @@ func (c storeCollector) Describe(out chan<- *prometheus.Desc) {
 		out <- m.desc
 	}
 	out <- attachedDesc
+	out <- waitingDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -90,5 +98,19 @@ func (c storeCollector) Collect(out chan<- prometheus.Metric) {
 	for _, m := range storeMetrics {
 		out <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, m.value(stats))
 	}
-	out <- prometheus.MustNewConstMetric(attachedDesc, prometheus.GaugeValue, float64(len(c.attached.List())))
+	attached := c.attached.List()
+	out <- prometheus.MustNewConstMetric(attachedDesc, prometheus.GaugeValue, float64(len(attached)))
+	now := c.now()
+	for _, at := range attached {
+		info, err := c.store.Volume(at.Volume)
+		if err != nil {
+			continue // deleted meanwhile
+		}
+		waiting := 0.0
+		if info.WaitingSince != nil {
+			waiting = max(0, now.Sub(*info.WaitingSince).Seconds())
+		}
+		out <- prometheus.MustNewConstMetric(waitingDesc, prometheus.GaugeValue, waiting,
+			info.ID, info.Name, info.Labels[labelPVC], info.Labels[labelPVCNamespace])
+	}
 }

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"context"
 	"fmt"
 	"slices"
 
@@ -20,8 +21,9 @@ func (d *Driver) mountsOf(device string) ([]export.Mount, error) {
 }
 
 // unmount undoes what of this volume is mounted on target and takes it off the record;
-// nil if there is nothing. Somebody else's mount is errState.
-func (d *Driver) unmount(volume *attach.Locked, target string) error {
+// nil if there is nothing. Somebody else's mount is errState. ErrNoSpace if the volume
+// waits for disk space.
+func (d *Driver) unmount(ctx context.Context, volume *attach.Locked, target string) error {
 	device, attached := volume.Device()
 	for {
 		m, err := d.topmost(target)
@@ -34,7 +36,7 @@ func (d *Driver) unmount(volume *attach.Locked, target string) error {
 		if !attached || !m.IsFilesystemOf(device) && !m.IsNodeOf(device) {
 			return fmt.Errorf("on %s something else is mounted (%s), not this volume: %w", target, m.Device, errState)
 		}
-		if err := d.host.Unmount(target); err != nil {
+		if err := volume.Unmount(ctx, target); err != nil {
 			return err
 		}
 	}

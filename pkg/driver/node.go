@@ -60,7 +60,8 @@ func parseTarget(handle, what, path string, c *csi.VolumeCapability) (access, er
 }
 
 // NodeUnstageVolume implements csi.NodeServer: what NodeStageVolume did is undone. It
-// is refused while the volume is still published.
+// is refused while the volume is still published, and while its writes wait for disk
+// space without limit.
 func (d *Driver) NodeUnstageVolume(ctx context.Context, req *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
 	volume, target, err := d.leave(ctx, req.GetVolumeId(), "staging target path", req.GetStagingTargetPath())
 	if err != nil {
@@ -74,12 +75,17 @@ func (d *Driver) NodeUnstageVolume(ctx context.Context, req *csi.NodeUnstageVolu
 	}
 	stages := slices.DeleteFunc(usesOf(volume.Uses(), stagedAs), func(u blockstore.Use) bool { return u.Path == target })
 	if len(stages) > 0 { // at another path too
-		return &csi.NodeUnstageVolumeResponse{}, d.unmount(volume, target)
+		return &csi.NodeUnstageVolumeResponse{}, d.unmount(ctx, volume, target)
 	}
 	if err := d.checkUnpublished(volume); err != nil {
 		return nil, err
 	}
-	if err := d.unmount(volume, target); err != nil {
+	if !volume.ByCommand() { // a raw device is flushed later than its stage is off the record
+		if err := volume.Waits(); err != nil {
+			return nil, err
+		}
+	}
+	if err := d.unmount(ctx, volume, target); err != nil {
 		return nil, err
 	}
 	return &csi.NodeUnstageVolumeResponse{}, d.letGo(ctx, volume)

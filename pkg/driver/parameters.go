@@ -22,6 +22,12 @@ const (
 const allowedParameters = paramFSType + " (ext4, xfs, btrfs), " + paramCompression + " (zstd, s2, none), " +
 	paramBlockSize + " (512, 4096), " + paramOnFull + " (wait, error)"
 
+// Labels of a volume that the provisioner gives: the claim that it was made for.
+const (
+	labelPVC          = "csi.storage.k8s.io/pvc/name"
+	labelPVCNamespace = "csi.storage.k8s.io/pvc/namespace"
+)
+
 // sidecarKey matches the keys that Kubernetes' sidecars add or use: names of the
 // objects behind a call, as csi.storage.k8s.io/pvc/name, and of secrets. They are kept
 // as labels. Anything else with their prefix is somebody's slip of the pen.

@@ -84,7 +84,7 @@ func (p *publish) run(ctx context.Context) error {
 	}
 	if err := p.d.host.BindMount(ctx, source, p.target, flags); err != nil {
 		// Before Linux 5.12 a read-only bind mount is two mounts: the first may be there.
-		return errors.Join(err, p.d.unmount(p.volume, p.target), removeTarget(p.target))
+		return errors.Join(err, p.d.unmount(ctx, p.volume, p.target), removeTarget(p.target))
 	}
 	return nil
 }
@@ -166,7 +166,7 @@ func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublish
 	if use := useAt(volume.Uses(), target); use != nil && !slices.Contains(usesOf(volume.Uses(), publishedAs), *use) {
 		return nil, fmt.Errorf("%s is where the volume is staged, not published: %w", target, errState)
 	}
-	if err := d.unmount(volume, target); err != nil {
+	if err := d.unmount(ctx, volume, target); err != nil {
 		return nil, err
 	}
 	return &csi.NodeUnpublishVolumeResponse{}, removeTarget(target)

@@ -100,7 +100,7 @@ func New(store Store, attached *attach.Attachments, host export.Host, o Options)
 	}
 	d := &Driver{store: store, storeID: id[:16], attached: attached, host: host, o: o, log: o.Logger}
 	var err error
-	if d.metrics, err = newMetrics(o.Metrics, store, attached); err != nil {
+	if d.metrics, err = newMetrics(o, store, attached); err != nil {
 		return nil, err
 	}
 	d.grpc = grpc.NewServer(d.interceptors(), grpc.ConnectionTimeout(handshakeEnd))

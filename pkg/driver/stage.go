@@ -115,7 +115,7 @@ func (s *stage) mount(ctx context.Context) error {
 	// A copy may be larger than its source, and a volume may have grown while it
 	// was not attached.
 	if err := s.d.host.GrowFS(device, s.target); err != nil {
-		return errors.Join(err, s.d.unmount(s.volume, s.target))
+		return errors.Join(err, s.d.unmount(ctx, s.volume, s.target))
 	}
 	return nil
 }

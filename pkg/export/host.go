@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"strings"
+	"time"
 )
 
 // Host is the few things that need privilege. NewHost does them in this process; a
@@ -21,6 +22,9 @@ type Devices interface {
 	// OpenFUSE makes a FUSE connection with a mount that is in no namespace. It does
 	// not wait for the server.
 	OpenFUSE(o FUSEMount) (FUSEConn, error)
+	// RequestTimeout is after what time the kernel aborts a connection that is made now
+	// and does not answer a request; 0: never.
+	RequestTimeout() (time.Duration, error)
 	// AttachLoop puts a loop device in direct-I/O mode on the file. The file's
 	// server must be running. The device stays open in the host until DetachLoop.
 	AttachLoop(file *os.File, o LoopOptions) (Loop, error)

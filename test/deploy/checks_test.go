@@ -36,6 +36,7 @@ var checks = []check{
 	{"selectors", checkSelectors},
 	{"accounts", checkAccounts},
 	{"rights", checkRights},
+	{"driver rights", checkDriverRights},
 	{"leases", checkLeases},
 	{"volumes", checkVolumes},
 	{"claims", checkClaims},
@@ -267,6 +268,51 @@ var withheld = map[string][]string{
 		`coordination.k8s.io/leases .*`, `groupsnapshot.storage.k8s.io/.*`,
 		`snapshot.storage.k8s.io/volumesnapshotcontents update`,
 	},
+}
+
+// driverRights are what pkg/events asks the API server for.
+var driverRights = map[string]bool{
+	"/events create": true, "/events patch": true, // a note, and that it happened again
+	"/persistentvolumeclaims get": true, // the UID that kubectl finds a claim's notes by
+}
+
+// checkDriverRights: the driver has a role of its own with these rights and no others, and
+// gets the token that they go with.
+func checkDriverRights(s *set) (problems []string) {
+	const role = "granary-driver"
+	have := map[string]bool{}
+	for _, r := range all[*rbacv1.ClusterRole](s) {
+		if r.Name == role {
+			have = rights(r.Rules)
+		}
+	}
+	for right := range have {
+		if !driverRights[right] {
+			problems = append(problems, fmt.Sprintf("%s: %q is not needed", role, right))
+		}
+	}
+	for right := range driverRights {
+		if !have[right] {
+			problems = append(problems, fmt.Sprintf("%s: %q is missing", role, right))
+		}
+	}
+	for _, w := range s.workloads() {
+		if !slices.ContainsFunc(w.pod.Containers, func(c corev1.Container) bool { return isDriver(w, c) }) {
+			continue
+		}
+		if mount := w.pod.AutomountServiceAccountToken; mount != nil && !*mount {
+			problems = append(problems, fmt.Sprintf("%s: no token: the driver could not post events", w))
+		}
+		bound := func(b *rbacv1.ClusterRoleBinding) bool {
+			return b.RoleRef.Name == role && slices.ContainsFunc(b.Subjects, func(subject rbacv1.Subject) bool {
+				return subject.Kind == "ServiceAccount" && subject.Name == w.pod.ServiceAccountName
+			})
+		}
+		if !slices.ContainsFunc(all[*rbacv1.ClusterRoleBinding](s), bound) {
+			problems = append(problems, fmt.Sprintf("%s: account %s does not have %s", w, w.pod.ServiceAccountName, role))
+		}
+	}
+	return problems
 }
 
 // checkRights: a sidecar has the rights that its version documents, less withheld.

@@ -23,6 +23,7 @@ const module = "github.com/k8ns/granary"
 var uses = map[string][]string{
 	"pkg/vfs":                 {},
 	"pkg/kubelet":             {"pkg/socket"}, // beside the rest: what a node plugin needs but CSI
+	"pkg/events":              {},             // beside the rest too
 	"pkg/wal":                 {},             // above nothing but the standard library
 	"pkg/blob":                {"pkg/vfs"},
 	"pkg/dedup":               {"pkg/blob", "pkg/vfs", "pkg/wal"},
@@ -38,7 +39,7 @@ var uses = map[string][]string{
 	"pkg/admin":  {"pkg/attach", "pkg/blockstore", "pkg/socket"},
 	"pkg/driver": {"pkg/attach", "pkg/blockstore", "pkg/export"},
 	"cmd/granary": {
-		"pkg/driver", "pkg/kubelet", "pkg/socket", "pkg/admin", "pkg/attach", "pkg/export", "pkg/blockstore", "pkg/vfs",
+		"pkg/driver", "pkg/kubelet", "pkg/events", "pkg/socket", "pkg/admin", "pkg/attach", "pkg/export", "pkg/blockstore", "pkg/vfs",
 	},
 	"test/rig":    {},
 	"test/demo":   {"test/rig"},
@@ -73,8 +74,8 @@ type rule struct {
 const fileCalls = "Chmod Chown Create CreateTemp Lstat Mkdir MkdirAll MkdirTemp Open OpenFile ReadDir ReadFile Readlink Remove RemoveAll Rename Stat Symlink Truncate WriteFile"
 
 var rules = []rule{
-	{"os", fileCalls, []string{"pkg/vfs", "pkg/export", "pkg/attach", "pkg/driver", "pkg/admin", "pkg/kubelet", "pkg/socket", "cmd/"}, "crashes and I/O errors must be inputs to tests: use pkg/vfs"},
-	{"time", "Now Since Until", []string{"pkg/export", "pkg/attach", "pkg/driver", "pkg/admin", "pkg/vfs", "cmd/", "pkg/blockstore/options.go"}, "the engine's clock is injected"},
+	{"os", fileCalls, []string{"pkg/vfs", "pkg/export", "pkg/attach", "pkg/driver", "pkg/admin", "pkg/kubelet", "pkg/socket", "pkg/events", "cmd/"}, "crashes and I/O errors must be inputs to tests: use pkg/vfs"},
+	{"time", "Now Since Until", []string{"pkg/export", "pkg/attach", "pkg/driver", "pkg/admin", "pkg/events", "pkg/vfs", "cmd/", "pkg/blockstore/options.go"}, "the engine's clock is injected"},
 	{"google.golang.org/grpc/codes", "*", []string{"pkg/driver/errors.go"}, "one place knows gRPC's codes"},
 	{"google.golang.org/grpc/status", "Error Errorf New Newf", []string{"pkg/driver/errors.go"}, "one place knows gRPC's codes"},
 }

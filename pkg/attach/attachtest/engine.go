@@ -93,6 +93,13 @@ func (e *Engine) SetFailed(id, why string) {
 	e.mu.volumes[id].info.Failed = why
 }
 
+// SetWaiting says since when a volume's writes wait for disk space; nil: they do not.
+func (e *Engine) SetWaiting(id string, since *time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mu.volumes[id].info.WaitingSince = since
+}
+
 // enter begins a method; the caller unlocks mu if it returns nil.
 func (e *Engine) enter(method string) error {
 	e.mu.Lock()

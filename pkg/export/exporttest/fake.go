@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/k8ns/granary/pkg/export"
 )
@@ -29,6 +30,7 @@ type Host struct {
 		files  map[*os.File]*conn
 		loops  map[string]*loop
 		mounts []export.Mount
+		limit  time.Duration
 	}
 }
 
@@ -55,6 +57,23 @@ func (h *Host) Fail(method string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.mu.fail[method] = err
+}
+
+// SetRequestTimeout says what RequestTimeout answers.
+func (h *Host) SetRequestTimeout(limit time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.mu.limit = limit
+}
+
+// RequestTimeout implements export.Devices.
+func (h *Host) RequestTimeout() (time.Duration, error) {
+	if err := h.begin("RequestTimeout"); err != nil {
+		return 0, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.mu.limit, nil
 }
 
 // Calls lists what was called, as "Mkfs /dev/loop0 ext4".
