@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -520,8 +521,9 @@ func TestHostFailuresLeaveNothing(t *testing.T) {
 }
 
 // FuzzRequests makes calls out of its input: requests that are in order but for some
-// fields. As a test it runs over inputs of a fixed seed; GRANARY_SEED=n is another. To
-// go deeper: go test -fuzz FuzzRequests -fuzzminimizetime 1x ./pkg/driver
+// fields. As a test it runs over long inputs of a fixed seed; GRANARY_SEED=n is another.
+// Fuzzing begins with short ones, which are tried more often: what is wrong with one call
+// shows after few others.
 func FuzzRequests(f *testing.F) {
 	seed := uint64(20260722)
 	if s := os.Getenv("GRANARY_SEED"); s != "" {
@@ -533,18 +535,22 @@ func FuzzRequests(f *testing.F) {
 	}
 	f.Logf("GRANARY_SEED=%d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	for range 16 {
-		input := make([]byte, 1500)
+	methods := rpcs()
+	inputs, length, calls := 16, 1500, 200
+	if fuzzing := flag.Lookup("test.fuzz").Value.String() != ""; fuzzing {
+		inputs, length, calls = 4*len(methods), 48, 8
+	}
+	for range inputs {
+		input := make([]byte, length)
 		for i := range input {
 			input[i] = byte(random.Uint32())
 		}
 		f.Add(input)
 	}
-	methods := rpcs()
 	f.Fuzz(func(t *testing.T, input []byte) {
 		a := newArena(t)
 		c := &choices{input}
-		for n := 0; n < 200 && len(c.input) > 0 && !t.Failed(); n++ {
+		for n := 0; n < calls && len(c.input) > 0 && !t.Failed(); n++ {
 			a.maybeFail(c)
 			m := methods[c.upTo(len(methods))]
 			a.check(m, a.request(m, c))

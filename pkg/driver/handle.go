@@ -35,7 +35,7 @@ var (
 func ParseHandle(s string) (Handle, error) {
 	m := handlePattern.FindStringSubmatch(s)
 	if m == nil || len(m[3]) > maxNodeID {
-		return Handle{}, fmt.Errorf("%q is not a Granary handle (<store>.<volume or snapshot ID>.<node>): %w", s, blockstore.ErrInvalid)
+		return Handle{}, fmt.Errorf("%.200q is not a Granary handle (<store>.<volume or snapshot ID>.<node>): %w", s, blockstore.ErrInvalid)
 	}
 	return Handle{Store: m[1], ID: m[2], Node: m[3]}, nil
 }
@@ -97,7 +97,7 @@ func parseHandle(what, handle string) (Handle, error) {
 	}
 	h, err := ParseHandle(handle)
 	if err != nil || h.IsVolume() != (what == "volume") {
-		return Handle{}, fmt.Errorf("%q is not the ID of a Granary %s: %w", handle, what, blockstore.ErrNotFound)
+		return Handle{}, fmt.Errorf("%.200q is not the ID of a Granary %s: %w", handle, what, blockstore.ErrNotFound)
 	}
 	return h, nil
 }
