@@ -209,3 +209,51 @@ func (d *Dir) shrink() {
 		e.Value.(*File).closeIdle()
 	}
 }
+
+// MoveTo moves the file into another directory of the same filesystem, made if it is
+// not there, durably and without overwriting anything; it returns the name that it has
+// there. Later reads are vfs.ErrNotExist, as after Remove.
+func (f *File) MoveTo(dir string) (string, error) {
+	d := f.dir
+	f.mu.Lock()
+	name := f.mu.name
+	f.mu.Unlock()
+	if err := d.fsys.MkdirAll(dir); err != nil {
+		return "", fmt.Errorf("move %s: %w", name, err)
+	}
+	to, err := d.freeName(dir, name)
+	if err != nil {
+		return "", fmt.Errorf("move %s: %w", name, err)
+	}
+	if err := d.fsys.Rename(path.Join(d.path, name), path.Join(dir, to)); err != nil {
+		return "", fmt.Errorf("move %s: %w", name, err)
+	}
+	f.mu.Lock()
+	f.mu.removed, f.mu.done, f.w = true, true, nil
+	f.unpark()
+	f.closeUnused()
+	f.mu.Unlock()
+	for _, p := range []string{dir, d.path} { // a file is in both rather than in none
+		if err := d.fsys.SyncDir(p); err != nil {
+			return "", fmt.Errorf("move %s: %w", name, err)
+		}
+	}
+	return to, nil
+}
+
+// freeName is name, or with a number behind it, so that the directory has no such file.
+func (d *Dir) freeName(dir, name string) (string, error) {
+	for n := 0; ; n++ {
+		to := name
+		if n > 0 {
+			to = fmt.Sprintf("%s.%d", name, n)
+		}
+		_, err := d.fsys.Stat(path.Join(dir, to))
+		if errors.Is(err, vfs.ErrNotExist) {
+			return to, nil
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+}

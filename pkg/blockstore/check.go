@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"path"
+	"slices"
 	"sort"
 	"strings"
 
@@ -26,7 +29,7 @@ type CheckOptions struct {
 // Problem is one finding of a check. One that touches what a volume or snapshot shows
 // names it by ID and name, and tells the range of bytes that cannot be read of it.
 type Problem struct {
-	Kind         string `json:"kind"`             // catalog, chunk-file, map, data, journal
+	Kind         string `json:"kind"`             // catalog, chunk-file, map, data, journal, damage
 	Volume       string `json:"volume,omitempty"` // ID
 	VolumeName   string `json:"volumeName,omitempty"`
 	Snapshot     string `json:"snapshot,omitempty"` // ID
@@ -36,6 +39,8 @@ type Problem struct {
 	File         string `json:"file,omitempty"`
 	Offset       int64  `json:"offset"` // in the file, in bytes
 	Detail       string `json:"detail"`
+	// Repairable: Repair would put it right, or save what can be saved of the file.
+	Repairable bool `json:"repairable,omitempty"`
 }
 
 func (p Problem) String() string {
@@ -70,12 +75,17 @@ const maxPerImage = 100
 // Check verifies the store: records and the names between them, chunk files, every
 // image's map down to its slots, journals. Findings go to report; the error is for a
 // check that could not be finished. Damaged slots it finds become known: writing their
-// content again heals them. Safe beside everything else.
+// content again heals them; known ones that it reads whole are forgotten. Safe beside
+// everything else.
 func (s *Store) Check(ctx context.Context, o CheckOptions, report func(Problem)) error {
 	s.coll.run.Lock() // what is checked must not be collected meanwhile
 	defer s.coll.run.Unlock()
-	err := s.check(ctx, o, report)
-	return errors.Join(err, s.damageStep())
+	c := &checker{s: s, o: o, report: report}
+	err := errors.Join(c.run(ctx), s.damageStep())
+	if err := s.tidyDamage(); err != nil {
+		s.log.Warn("records of healed damage cannot be deleted", "err", err)
+	}
+	return err
 }
 
 // CheckStopped is Check for a store that no daemon has open (ErrLocked otherwise). It
@@ -85,15 +95,22 @@ func CheckStopped(ctx context.Context, fsys vfs.FS, dir string, o CheckOptions, 
 	if err != nil {
 		return fmt.Errorf("check store %s: %w", dir, err)
 	}
-	s := &Store{fsys: fsys, dir: dir, o: Options{}.withDefaults(), lock: lock, census: newCensus()}
-	s.log = s.o.Logger
-	s.mu.volumes = make(map[string]*Volume)
-	s.sched.init()
+	s := stoppedStore(fsys, dir, lock, Options{})
 	defer s.closeFiles()
 	if err := s.openReadOnly(); err != nil {
 		return err
 	}
-	return s.check(ctx, o, report)
+	c := &checker{s: s, o: o, report: report, stopped: true}
+	return c.run(ctx)
+}
+
+// stoppedStore is the memory of a store that nobody serves.
+func stoppedStore(fsys vfs.FS, dir string, lock io.Closer, o Options) *Store {
+	s := &Store{fsys: fsys, dir: dir, o: o.withDefaults(), lock: lock, census: newCensus()}
+	s.log = s.o.Logger
+	s.mu.volumes = make(map[string]*Volume)
+	s.sched.init()
+	return s
 }
 
 // openReadOnly is open without a change on disk.
@@ -110,7 +127,7 @@ func (s *Store) openReadOnly() error {
 	if err := s.census.load(s.cat.View()); err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}
-	if err := s.openChunks(true); err != nil {
+	if err := s.openChunks(dedup.Options{ReadOnly: true}); err != nil {
 		return err
 	}
 	owned, bad, err := s.openJournal(true)
@@ -150,11 +167,23 @@ type checker struct {
 	s       *Store
 	o       CheckOptions
 	report  func(Problem)
+	stopped bool // the store is: damage records that are not true any more are findings
 	damaged map[dedup.ChunkID]map[uint16]dedup.Damage
+	mends   []mend // that put findings of the catalog right
 }
 
-func (s *Store) check(ctx context.Context, o CheckOptions, report func(Problem)) error {
-	c := &checker{s: s, o: o, report: report}
+// bad reports a finding of the catalog and, if there is one, what puts it right.
+func (c *checker) bad(key string, m *mend, format string, args ...any) {
+	detail := fmt.Sprintf(format, args...)
+	if m != nil {
+		m.detail = detail
+		c.mends = append(c.mends, *m)
+	}
+	c.report(Problem{Kind: "catalog", Detail: key + ": " + detail, Repairable: m != nil})
+}
+
+func (c *checker) run(ctx context.Context) error {
+	s := c.s
 	view := s.cat.View()
 	images := c.records(view)
 	if err := c.files(ctx); err != nil {
@@ -167,7 +196,11 @@ func (s *Store) check(ctx context.Context, o CheckOptions, report func(Problem))
 		}
 		c.damaged[d.Slot.Chunk][d.Slot.Slot] = d
 	}
+	c.staleDamage(view)
 	if err := c.maps(ctx, images); err != nil {
+		return err
+	}
+	if err := c.mapped(ctx, view); err != nil {
 		return err
 	}
 	return c.journals(ctx, images)
@@ -175,21 +208,30 @@ func (s *Store) check(ctx context.Context, o CheckOptions, report func(Problem))
 
 // records verifies the catalog's records against each other and lists the images.
 func (c *checker) records(view catalog.View) []image {
-	bad := func(key, format string, args ...any) {
-		c.report(Problem{Kind: "catalog", Detail: key + ": " + fmt.Sprintf(format, args...)})
-	}
 	names := make(map[string]int) // of cuts
-	var images []image
+	images := append(c.volumes(view, names), c.snapshots(view, names)...)
+	c.cuts(view, names)
+	c.reservations(view, keyVolumeName, keyVolume)
+	c.reservations(view, keySnapshotName, keySnapshot)
+	c.attachments(view)
+	c.publications(view)
+	return images
+}
+
+// volumes verifies the records of volumes and counts the cuts that they name.
+func (c *checker) volumes(view catalog.View, names map[string]int) (images []image) {
 	for _, e := range view.Scan(keyVolume, "", 0) {
 		id := strings.TrimPrefix(e.Key, keyVolume)
 		var rec volumeRecord
 		if err := decode(e, &rec); err != nil {
-			bad(e.Key, "%v", err)
+			c.bad(e.Key, nil, "%v", err)
 			continue
 		}
-		c.name(view, bad, e.Key, keyVolumeName+rec.Name, id, rec.Deleted)
+		if !rec.Deleted {
+			c.name(view, e.Key, keyVolumeName+rec.Name, id)
+		}
 		if rec.Size < MinVolumeSize || rec.Size > MaxVolumeSize || rec.Size%SizeStep != 0 {
-			bad(e.Key, "size %d cannot be", rec.Size)
+			c.bad(e.Key, nil, "size %d cannot be", rec.Size)
 		}
 		if rec.Cut != "" {
 			names[rec.Cut]++
@@ -201,43 +243,53 @@ func (c *checker) records(view catalog.View) []image {
 		}
 		images = append(images, img)
 	}
+	return images
+}
+
+// snapshots is volumes for the records of snapshots.
+func (c *checker) snapshots(view catalog.View, names map[string]int) (images []image) {
 	for _, e := range view.Scan(keySnapshot, "", 0) {
 		id := strings.TrimPrefix(e.Key, keySnapshot)
 		var rec snapshotRecord
 		if err := decode(e, &rec); err != nil {
-			bad(e.Key, "%v", err)
+			c.bad(e.Key, nil, "%v", err)
 			continue
 		}
-		c.name(view, bad, e.Key, keySnapshotName+rec.Name, id, false)
+		c.name(view, e.Key, keySnapshotName+rec.Name, id)
 		names[rec.Cut]++
 		var cut cutRecord
 		if _, err := get(view, keyCut+rec.Cut, &cut); err != nil {
-			bad(e.Key, "its cut: %v", err)
+			c.bad(e.Key, nil, "its cut: %v", err)
 			continue
 		}
 		images = append(images, image{snapshot: id, name: rec.Name, size: cut.Size}.at(view, cut))
 	}
+	return images
+}
+
+// cuts verifies the records of cuts, given how many records name each.
+func (c *checker) cuts(view catalog.View, names map[string]int) {
 	for _, e := range view.Scan(keyCut, "", 0) {
 		id := strings.TrimPrefix(e.Key, keyCut)
 		var cut cutRecord
 		if err := decode(e, &cut); err != nil {
-			bad(e.Key, "%v", err)
+			c.bad(e.Key, nil, "%v", err)
 			continue
 		}
-		if cut.Names != names[id] {
-			bad(e.Key, "says that %d records name it, but %d do", cut.Names, names[id])
+		switch n := names[id]; {
+		case n == 0:
+			c.bad(e.Key, remove(e.Key), "nobody names it")
+		case n != cut.Names:
+			c.bad(e.Key, recount(e.Key, n), "says that %d records name it, but %d do", cut.Names, n)
 		}
 		if _, ok := view.Get(keyVolume + cut.Volume); cut.Pending && !ok {
-			bad(e.Key, "waits for volume %s, which is gone", cut.Volume)
+			c.bad(e.Key, nil, "waits for volume %s, which is gone", cut.Volume)
 		}
 		delete(names, id)
 	}
-	c.attachments(view, bad)
-	c.publications(view, bad)
-	for id, n := range names {
-		bad(keyCut+id, "is gone, but %d records name it", n)
+	for _, id := range slices.Sorted(maps.Keys(names)) {
+		c.bad(keyCut+id, nil, "is gone, but %d records name it", names[id])
 	}
-	return images
 }
 
 // at gives an image the root that its cut has. One that the cut will have is what the
@@ -262,56 +314,73 @@ func (img image) at(view catalog.View, cut cutRecord) image {
 }
 
 // publications verifies that what is published is there.
-func (c *checker) publications(view catalog.View, bad func(string, string, ...any)) {
+func (c *checker) publications(view catalog.View) {
 	for e := range view.All(keyPublish) {
 		id := strings.TrimPrefix(e.Key, keyPublish)
 		var p Publication
 		if err := decode(e, &p); err != nil {
-			bad(e.Key, "%v", err)
+			c.bad(e.Key, nil, "%v", err)
 		}
 		var rec volumeRecord
 		switch _, err := get(view, keyVolume+id, &rec); {
 		case errors.Is(err, ErrNotFound):
-			bad(e.Key, "is of no volume")
+			c.bad(e.Key, remove(e.Key), "is of no volume")
 		case err == nil && rec.Deleted: // what cannot be read is reported already
-			bad(e.Key, "is of a deleted volume")
+			c.bad(e.Key, remove(e.Key), "is of a deleted volume")
 		}
 	}
 }
 
-// attachments verifies that what is attached is there.
-func (c *checker) attachments(view catalog.View, bad func(string, string, ...any)) {
+// attachments verifies that what is attached is there. One of no volume is cleared by the
+// next start of a daemon, which has a device to look for.
+func (c *checker) attachments(view catalog.View) {
 	for e := range view.All(keyAttach) {
 		id := strings.TrimPrefix(e.Key, keyAttach)
 		var a Attachment
 		if err := decode(e, &a); err != nil {
-			bad(e.Key, "%v", err)
+			c.bad(e.Key, nil, "%v", err)
 		} else if a.Volume != id {
-			bad(e.Key, "says that it is of volume %s", a.Volume)
+			c.bad(e.Key, nil, "says that it is of volume %s", a.Volume)
 		}
 		if _, ok := view.Get(keyVolume + id); !ok {
-			bad(e.Key, "is of no volume")
+			c.bad(e.Key, nil, "is of no volume")
 		}
 	}
 }
 
-// name verifies that a record and its name reservation agree.
-func (c *checker) name(view catalog.View, bad func(string, string, ...any), key, nameKey, id string, deleted bool) {
-	var n nameRecord
-	_, err := get(view, nameKey, &n)
+// name verifies that the name of a record is reserved for it.
+func (c *checker) name(view catalog.View, key, nameKey, id string) {
+	owner, err := nameOwner(view, nameKey)
 	switch {
-	case deleted:
+	case owner == id:
+	case owner != "":
+		c.bad(key, nil, "its name belongs to %s", owner)
 	case err != nil:
-		bad(key, "its name: %v", err)
-	case n.ID != id:
-		bad(key, "its name belongs to %s", n.ID)
+		c.bad(key, reserveName(nameKey, id), "its name: %v", err)
+	default:
+		c.bad(key, reserveName(nameKey, id), "its name is reserved for what does not have it")
+	}
+}
+
+// reservations verifies that every name reserved is that of a record.
+func (c *checker) reservations(view catalog.View, prefix, records string) {
+	for e := range view.All(prefix) {
+		owner, err := nameOwner(view, e.Key)
+		switch {
+		case owner != "":
+		case err != nil:
+			c.bad(e.Key, removeName(e.Key), "%v", err)
+		default:
+			c.bad(e.Key, removeName(e.Key), "is reserved for a %s that is gone or has another name", strings.TrimSuffix(records, "/"))
+		}
 	}
 }
 
 // files verifies every chunk file.
 func (c *checker) files(ctx context.Context) error {
+	found := make(map[string][]dedup.Problem)
 	for _, p := range c.s.chunks.Problems() {
-		c.chunkProblem(p)
+		found[p.File] = append(found[p.File], p)
 	}
 	files := c.s.chunks.Files()
 	var done, total int64
@@ -325,7 +394,7 @@ func (c *checker) files(ctx context.Context) error {
 		if c.o.Progress != nil {
 			c.o.Progress(done, total)
 		}
-		err := c.s.chunks.VerifyFile(f.Name, c.o.ReadData, c.chunkProblem)
+		err := c.s.chunks.VerifyFile(f.Name, c.o.ReadData, func(p dedup.Problem) { found[p.File] = append(found[p.File], p) })
 		if err != nil && !errors.Is(err, vfs.ErrNotExist) { // else it was collected meanwhile
 			return fmt.Errorf("check %s: %w", f.Name, err)
 		}
@@ -334,11 +403,67 @@ func (c *checker) files(ctx context.Context) error {
 	if c.o.Progress != nil {
 		c.o.Progress(total, total)
 	}
+	for _, name := range slices.Sorted(maps.Keys(found)) {
+		if err := c.file(name, found[name]); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
-func (c *checker) chunkProblem(p dedup.Problem) {
-	c.report(Problem{Kind: "chunk-file", File: path.Join(c.s.dir, dirChunks, p.File), Offset: p.Offset, Detail: p.Text})
+// file reports what was found in a chunk file, and whether a repair would better it.
+func (c *checker) file(name string, found []dedup.Problem) error {
+	repairable, err := c.s.chunks.Repairable(name, nil)
+	if err != nil && !errors.Is(err, vfs.ErrNotExist) {
+		return fmt.Errorf("check %s: %w", name, err)
+	}
+	for _, p := range found {
+		c.report(Problem{Kind: "chunk-file", File: path.Join(c.s.dir, dirChunks, p.File), Offset: p.Offset, Detail: p.Text, Repairable: repairable})
+	}
+	return nil
+}
+
+// staleDamage reports damage records of slots that read whole. A running store deletes
+// them after the check.
+func (c *checker) staleDamage(view catalog.View) {
+	if !c.stopped {
+		return
+	}
+	for e := range view.All(keyDamage) {
+		slot, ok := parseDamageKey(e.Key)
+		if _, bad := c.damaged[slot.Chunk][slot.Slot]; ok && !bad {
+			c.report(Problem{Kind: "damage", Detail: e.Key + ": is recorded as damaged, but reads whole", Repairable: true})
+		}
+	}
+}
+
+// mapped verifies the counts of mapped blocks of volumes and cuts whose maps can be read.
+func (c *checker) mapped(ctx context.Context, view catalog.View) error {
+	counter := c.s.tree.NewCounter()
+	compare := func(key string, root dedup.Slot, says int64) error {
+		n, err := counter.Mapped(root)
+		if err == nil && n != says {
+			c.bad(key, setMapped(key, root, n), "says that %d blocks are mapped, but %d are", says, n)
+		}
+		return ctx.Err() // what cannot be read is reported with the maps
+	}
+	for e := range view.All(keyVolume) {
+		var rec volumeRecord
+		if decode(e, &rec) == nil && rec.Cut == "" {
+			if err := compare(e.Key, rec.Root.slot(), rec.Mapped); err != nil {
+				return err
+			}
+		}
+	}
+	for e := range view.All(keyCut) {
+		var cut cutRecord
+		if decode(e, &cut) == nil && !cut.Pending {
+			if err := compare(e.Key, cut.Root.slot(), cut.Mapped); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // maps verifies that every image's map can be read and that its slots are there. Nodes

@@ -52,7 +52,6 @@ func (s *Store) damageStep() error {
 const damageBatch = 1000
 
 func (s *Store) recordDamage(found []dedup.Damage) error {
-	now := s.o.Now().UTC()
 	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
 		var ops []catalog.Op
 		seen := make(map[string]bool)
@@ -62,15 +61,20 @@ func (s *Store) recordDamage(found []dedup.Damage) error {
 				continue
 			}
 			seen[key] = true
-			rec := damageRecord{File: d.File, Offset: d.Offset, Reason: d.Reason, Found: now}
-			if !d.Fingerprint.IsZero() {
-				rec.Fingerprint = d.Fingerprint.String()
-			}
-			ops = append(ops, put(key, rec, catalog.ExpectAbsent))
+			ops = append(ops, put(key, s.newDamageRecord(d), catalog.ExpectAbsent))
 		}
 		return ops, nil
 	})
 	return err
+}
+
+// newDamageRecord is the record of what was found now.
+func (s *Store) newDamageRecord(d dedup.Damage) damageRecord {
+	rec := damageRecord{File: d.File, Offset: d.Offset, Reason: d.Reason, Found: s.o.Now().UTC()}
+	if !d.Fingerprint.IsZero() {
+		rec.Fingerprint = d.Fingerprint.String()
+	}
+	return rec
 }
 
 func (s *Store) damageLoop(ctx context.Context) {
@@ -114,15 +118,23 @@ func (s *Store) loadDamage() error {
 	return nil
 }
 
-// tidyDamage deletes records of slots that are whole again or gone for good: copied from
-// another copy, or collected.
+// tidyDamage deletes records of slots that are whole again or gone for good: read and
+// verified, copied from another copy, or collected. What is recorded is known to the
+// chunk store before, so the records are read first. A slot counts as whole if a copy
+// holds it that is not known to be bad; nothing rests on that, for whoever drops another
+// copy for its sake verifies it.
 func (s *Store) tidyDamage() error {
+	recorded := s.scan(keyDamage)
+	if len(recorded) == 0 {
+		return nil
+	}
+	s.chunks.ForgetLost()
 	bad := make(map[dedup.Slot]bool)
 	for _, d := range s.chunks.Damaged() {
 		bad[d.Slot] = true
 	}
 	var gone []catalog.Op
-	for _, e := range s.scan(keyDamage) {
+	for _, e := range recorded {
 		if slot, ok := parseDamageKey(e.Key); ok && !bad[slot] && len(gone) < damageBatch {
 			gone = append(gone, del(e.Key, e.Revision))
 		}

@@ -27,6 +27,9 @@ const (
 	dirJournal = "journal"
 	dirReserve = "reserve"
 	dirScratch = "scratch"
+	// dirQuarantine holds damaged chunk files that a repair has replaced. Nothing reads
+	// them; they are there for who wants to look, and may be removed.
+	dirQuarantine = "quarantine"
 )
 
 // openFiles bounds the descriptors of sealed chunk files.
@@ -121,7 +124,7 @@ func (s *Store) open() error {
 		return fmt.Errorf("open store: %w", err)
 	}
 	clean := s.cat.Durable() == h.commit
-	if err := s.openChunks(false); err != nil {
+	if err := s.openChunks(dedup.Options{}); err != nil {
 		return err
 	}
 	owned, bad, err := s.openJournal(false)
@@ -148,12 +151,13 @@ func (s *Store) open() error {
 	return nil
 }
 
-func (s *Store) openChunks(readOnly bool) (err error) {
+// openChunks opens the chunk files; how says whether read-only or for a repair.
+func (s *Store) openChunks(how dedup.Options) (err error) {
 	if e := s.cat.Epoch(); e > math.MaxUint32 { // numbers of chunk files would repeat
 		return fmt.Errorf("open store: epoch %d: a chunk file's number has room for %d: %w", e, uint32(math.MaxUint32), ErrCorrupt)
 	}
 	dir := path.Join(s.dir, dirChunks)
-	if readOnly {
+	if how.ReadOnly {
 		s.blobs = blob.ExistingDir(s.fsys, dir, openFiles)
 	} else if s.blobs, err = blob.NewDir(s.fsys, dir, openFiles); err != nil {
 		return fmt.Errorf("open store: %w", err)
@@ -161,7 +165,7 @@ func (s *Store) openChunks(readOnly bool) (err error) {
 	s.chunks, err = dedup.Open(s.blobs, dedup.Options{
 		Store: s.id, Epoch: uint32(s.cat.Epoch()), Commit: s.cat.Durable,
 		FileBytes: s.o.ChunkFileBytes, CacheBytes: s.o.CacheBytes, ListCache: s.o.ListCache,
-		Workers: s.o.Workers, NoSpace: s.noSpace, OnDamage: s.onDamage, ReadOnly: readOnly,
+		Workers: s.o.Workers, NoSpace: s.noSpace, OnDamage: s.onDamage, ReadOnly: how.ReadOnly, Repair: how.Repair,
 	})
 	if err != nil {
 		return fmt.Errorf("open store: %w", err)

@@ -144,7 +144,7 @@ func (s *Store) appendTo(f *file, e *encodedChunk, indexed bool) (*chunkCopy, er
 	f.commit = max(f.commit, h.commit)
 	s.maxCommit = max(s.maxCommit, h.commit)
 	s.stats.written.Add(h.size())
-	hooks := hooksOf(e.tree, uint16(len(f.copies)))
+	hooks := e.hooks(uint16(len(f.copies)))
 	if len(f.copies) < 1<<16 {
 		f.hooks = append(f.hooks, hooks...)
 	}

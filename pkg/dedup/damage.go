@@ -96,6 +96,51 @@ func (s *Store) markBad(b *badPart) {
 	}
 }
 
+// markLost makes the slots of a copy without content known damage. s.mu is held for
+// writing.
+func (s *Store) markLost(c *chunkCopy) {
+	all := c.slots()
+	c.bad = &all
+	for i := range int(c.chunk.slots) {
+		if at := (Slot{c.chunk.id, uint16(i)}); all.has(i) && s.damage[at] == (Damage{}) {
+			s.noteDamage(Damage{Slot: at, File: c.file.blob.Name(), Offset: int64(c.off), Reason: lostReason})
+		}
+	}
+}
+
+// markGood takes back that slots [lo, hi) of a copy are bad: they were just read and
+// have their fingerprints. The disk may have failed once, or shown other bytes.
+func (s *Store) markGood(c *chunkCopy, lo, hi int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.bad == nil || !c.bad.any(lo, hi) {
+		return
+	}
+	bad := *c.bad
+	for i := lo; i < hi; i++ {
+		if c.has(i) {
+			bad[i>>6] &^= 1 << (i & 63)
+			s.forgetDamage(Slot{c.chunk.id, uint16(i)})
+		}
+	}
+	if c.bad = &bad; bad == (bitmap{}) {
+		c.bad = nil
+	}
+}
+
+// ForgetLost forgets the damage of slots that no copy holds, good or bad: they were
+// collected, or their file is gone. There is nothing left to be healed.
+func (s *Store) ForgetLost() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for at := range s.damage {
+		ch := s.index[at.Chunk]
+		if ch == nil || !slices.ContainsFunc(ch.copies, func(c *chunkCopy) bool { return c.has(int(at.Slot)) }) {
+			s.forgetDamage(at)
+		}
+	}
+}
+
 // noteDamage enters a damaged slot in the maps. s.mu is held for writing.
 func (s *Store) noteDamage(d Damage) {
 	old, known := s.damage[d.Slot]

@@ -49,6 +49,9 @@ type Options struct {
 	// ReadOnly writes nothing: open files of the past are indexed as far as they are
 	// whole, and left as they are.
 	ReadOnly bool
+	// Repair leaves open files of the past alone that have chunks which are not whole:
+	// Rebuild saves what it can of them, which a start would cut off.
+	Repair bool
 }
 
 func (o Options) withDefaults() Options {
@@ -139,7 +142,7 @@ type file struct {
 	size    int64 // bytes that are appended whole
 	synced  int64 // bytes known durable
 	sealed  bool
-	failed  bool   // a write or sync failed: never touched again (I8)
+	failed  bool   // a write or sync failed (I8), or it is left for Rebuild: never written to again
 	gone    bool   // out of the index
 	seq     uint64 // of the last append
 	commit  uint64 // highest commit number in it
@@ -184,6 +187,12 @@ func (c *chunkCopy) end() int64 {
 
 // bytes is what the copy takes on disk.
 func (c *chunkCopy) bytes() int64 { return c.end() - int64(c.off) }
+
+// allLost tells whether the copy holds no content.
+func (c *chunkCopy) allLost() bool {
+	h := chunkHead{slots: c.chunk.slots, present: c.present, shift: c.shift, payload: c.payload}
+	return h.allLost(c.have)
+}
 
 // slots is the set of slots present.
 func (c *chunkCopy) slots() bitmap {
@@ -279,6 +288,9 @@ func (s *Store) insert(f *file, h *chunkHead, off uint32, have *bitmap) *chunkCo
 	f.copies = append(f.copies, c)
 	s.totals.slots += ch.present()
 	s.totals.copies++
+	if c.allLost() {
+		s.markLost(c)
+	}
 	return c
 }
 

@@ -92,6 +92,7 @@ type foundFile struct {
 	rescan   bool  // sealed, but read by scanning
 	refused  bool  // not understood: neither indexed nor touched
 	unread   error // of an open file that the disk does not let us read
+	partial  bool  // open, and with a head whose chunk is not whole
 	useless  bool  // open and without a whole chunk
 	problems []Problem
 }
@@ -240,6 +241,7 @@ func (s *Store) scan(ff *foundFile) {
 			return
 		}
 		gap = true
+		ff.partial = ff.partial || c != nil && !ff.sealed
 		if c != nil && !searched { // its head is good, so its length is
 			at += c.head.size()
 			continue
@@ -343,6 +345,15 @@ func eachSlot(cs *codecs, r io.ReaderAt, at int64, h *chunkHead, fn func(t *tree
 	return nil
 }
 
+// hooks are the sampled fingerprints of a chunk that is number n in its file. One whose
+// list proves nothing, or that holds no content, has none.
+func (e *encodedChunk) hooks(n uint16) []hook {
+	if e.tree == nil || e.front.head.allLost(&e.front.have) {
+		return nil
+	}
+	return hooksOf(e.tree, n)
+}
+
 // hooksOf are the sampled fingerprints of a chunk that is number n in its file. Nodes
 // have none: they are not looked for one by one.
 func hooksOf(t *tree, n uint16) []hook {
@@ -397,16 +408,17 @@ func (s *Store) adopt(ff *foundFile) error {
 		return nil
 	}
 	s.maxCommit = max(s.maxCommit, ff.commit)
+	leave := s.o.ReadOnly || s.o.Repair && ff.partial
 	if ff.useless {
-		if s.o.ReadOnly {
+		if leave {
 			return nil
 		}
 		return ff.blob.Remove()
 	}
 	f := &file{num: ff.num, blob: ff.blob, size: ff.Size, sealed: ff.sealed, strange: ff.rescan}
 	if !ff.sealed {
-		f.size = ff.end
-		if !s.o.ReadOnly {
+		f.size, f.failed = ff.end, leave && !s.o.ReadOnly
+		if !leave {
 			w, err := s.dir.OpenWrite(ff.Name)
 			if err != nil {
 				return err
@@ -423,7 +435,7 @@ func (s *Store) adopt(ff *foundFile) error {
 	for _, h := range f.hooks {
 		s.addHook(h.prefix, f.copies[h.chunk].chunk.num)
 	}
-	if ff.sealed || s.o.ReadOnly {
+	if ff.sealed || leave {
 		f.hooks = nil
 		return nil
 	}

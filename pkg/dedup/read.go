@@ -231,6 +231,9 @@ func (s *Store) decode(c *chunkCopy, f *front, g int, stored []byte) ([]byte, er
 	lo, hi, k := f.slotsIn(g)
 	r := f.groups[g]
 	reason := "checksum of the group"
+	if r.size == lostGroup {
+		reason = lostReason
+	}
 	if wal.PageCRC(stored) == r.crc {
 		b := make([]byte, k*BlockSize)
 		err := s.codecs.decompress(r.codec, b, stored)

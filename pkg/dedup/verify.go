@@ -13,7 +13,8 @@ import (
 // VerifyFile checks a chunk file: header, chunk heads against the index, lists
 // against the chunk IDs, of a sealed file footer and trailer, and with readData every
 // group's checksum, every fingerprint and the content hash. What is wrong goes to
-// report, in the order of the file; slots found bad become known damage. An error
+// report, in the order of the file; slots found bad become known damage, and known
+// damage that reads whole is forgotten. An error
 // means that the check could not be made; vfs.ErrNotExist if there is no such file
 // (any more).
 func (s *Store) VerifyFile(name string, readData bool, report func(Problem)) error {
@@ -95,8 +96,8 @@ func (v *verifier) chunk(c *chunkCopy, readData bool) {
 		c.listBad = true
 		s.mu.Unlock()
 	}
-	if !readData {
-		return
+	if !readData || f.head.allLost(&f.have) {
+		return // what was lost is no fault of the file: it is as it was written
 	}
 	for g, r := range f.groups {
 		if r.size > 0 {
@@ -120,15 +121,20 @@ func (v *verifier) group(c *chunkCopy, f *front, t *tree, g int) {
 		v.bad(err, Slot{c.chunk.id, uint16(lo)})
 		return
 	}
+	whole := t != nil
 	for i := lo; i < hi && t != nil; i++ {
 		if !f.have.has(i) {
 			continue
 		}
 		if FingerprintOf(group[:BlockSize]) != t.fps[i] {
+			whole = false
 			off := int64(c.off) + f.payloadAt() + int64(r.off)
 			v.bad(&badPart{copy: c, lo: i, hi: i + 1, off: off, reason: "content has another fingerprint"}, Slot{c.chunk.id, uint16(i)})
 		}
 		group = group[BlockSize:]
+	}
+	if whole {
+		s.markGood(c, lo, hi)
 	}
 }
 
