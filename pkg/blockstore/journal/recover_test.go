@@ -51,6 +51,7 @@ func TestRecover_WhichRecords(t *testing.T) {
 		name             string
 		files            []fileOf
 		epoch, log, from uint64 // the volume's position
+		reach            uint64 // what it is known to have reached
 		want             []string
 		kept             int
 		err              error
@@ -111,6 +112,16 @@ func TestRecover_WhichRecords(t *testing.T) {
 			err:   wal.ErrCorrupt,
 		},
 		{
+			name:  "a journal that ends before what it is known to have reached is damage",
+			files: []fileOf{{epoch: 1, log: 1, seqs: []uint64{1, 2}}},
+			reach: 3, err: wal.ErrCorrupt,
+		},
+		{
+			name:  "one that reaches it is none",
+			files: []fileOf{{epoch: 1, log: 1, seqs: []uint64{1, 2}}},
+			reach: 2, want: []string{"1.1", "1.2"}, kept: 1,
+		},
+		{
 			name:  "a gap in a log is no damage where a later log has cut it before",
 			files: []fileOf{{epoch: 1, log: 1, seqs: []uint64{1}}, {epoch: 1, log: 1, number: 2, seqs: []uint64{4}, synced: 2}, {epoch: 2, log: 1, prevEnd: 1, seqs: []uint64{2}}},
 			want:  []string{"1.1", "2.2"}, kept: 2,
@@ -127,7 +138,7 @@ func TestRecover_WhichRecords(t *testing.T) {
 			p, owned := pool(t, fsys, 16)
 			l := NewLog(p, owner, 9, func() uint64 { return 0 })
 			var got []string
-			_, err := l.Recover(owned, c.epoch, c.log, c.from, func(e Entry) error {
+			_, err := l.Recover(owned, c.epoch, c.log, c.from, c.reach, func(e Entry) error {
 				got = append(got, fmt.Sprintf("%d.%d", e.Record.Offset>>20, e.Record.Seq))
 				return nil
 			})
