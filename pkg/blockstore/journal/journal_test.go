@@ -267,3 +267,95 @@ func TestNameOfASegmentIsDurableAfterAStart(t *testing.T) {
 		t.Fatalf("%d segments survive the power loss, want 1", len(owned))
 	}
 }
+
+// The first header of a log is durable once what it builds on is. So a log without the
+// ones before it, which go on to where it begins, has lost them (I1).
+func TestLogsBeforeAreMissed(t *testing.T) {
+	fsys := vfs.NewMem()
+	w, _, err := reopen(t, fsys, 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		w.append()
+	}
+	lost := w.l.segs[0].Name()
+	fsys.Kill()
+	if w, _, err = reopen(t, fsys, 2, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.append()
+	fsys.Kill()
+	folded := fsys.Clone()
+	for _, fsys := range []*vfs.Mem{fsys, folded} {
+		if err := fsys.Remove(lost); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := reopen(t, fsys, 3, 2); !errors.Is(err, wal.ErrCorrupt) {
+		t.Errorf("record 3 is missing: %v", err)
+	}
+	_, seqs, err := reopen(t, folded, 3, 3)
+	if err != nil {
+		t.Fatalf("nothing is missing behind record 3: %v", err)
+	}
+	wantSeqs(t, seqs, 4, 4)
+}
+
+// A journal that is known to have reached a record must reach it, and what is left of one
+// that does not is kept.
+func TestRecoverReach(t *testing.T) {
+	fsys := vfs.NewMem()
+	w, _, err := reopen(t, fsys, 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		w.append()
+	}
+	fsys.Kill()
+	for reach, want := range map[uint64]error{0: nil, 2: nil, 3: wal.ErrCorrupt} {
+		p, owned := pool(t, fsys.Clone(), 16)
+		l := NewLog(p, owner, 2, func() uint64 { return 1 })
+		_, err := l.Recover(owned, 0, 0, 0, reach, func(Entry) error { return nil })
+		if !errors.Is(err, want) {
+			t.Errorf("reach %d: %v", reach, err)
+		}
+		if p.Stats().Free != 0 {
+			t.Errorf("reach %d: a segment that may be evidence is free", reach)
+		}
+	}
+}
+
+// A segment may be let go of before it has held a record; then the next one of its log has
+// the same first sequence, and counts.
+func TestEmptySegmentBesideItsSuccessor(t *testing.T) {
+	fsys := vfs.NewMem()
+	p, _ := pool(t, fsys, 2)
+	l := NewLog(p, owner, 1, func() uint64 { return 1 })
+	var segs [2]*Segment
+	for i := range segs {
+		seg, err := p.Get()
+		if err != nil {
+			t.Fatal(err)
+		}
+		segs[i] = seg
+	}
+	for _, seg := range []*Segment{segs[1], segs[0]} { // the later one comes first by name
+		l.Trim(0)
+		n := l.Prepare(seg, 1)
+		if err := n.Write(); err != nil {
+			t.Fatal(err)
+		}
+		l.Install(n)
+	}
+	w := &writer{t: t, p: p, l: l, next: 1}
+	w.append()
+	w.flush()
+	fsys.Kill()
+	_, seqs, err := reopen(t, fsys, 2, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantSeqs(t, seqs, 1, 1)
+}
