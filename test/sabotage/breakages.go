@@ -14,6 +14,7 @@ var (
 	engineRot   = tests("./pkg/blockstore", "TestOlderCatalog|TestDamagedHeader|TestDamagedJournal|TestDamagedMapNode|TestDamageHeals")
 	engineRace  = tests("./pkg/blockstore", "TestAcknowledgeWaitsForEarlierRecords|TestSnapshotWaitsForWritesInFlight|TestSnapshotDuringFold|TestFoldDuringSnapshot")
 	engineState = tests("./pkg/blockstore", "TestCopyHasItsSourcesState|TestStateMovesWhileCopied|TestSizesAndErrors")
+	engineReach = tests("./pkg/blockstore", "TestLostSegmentAfterKill|TestOlderSegmentAfterKill|TestCommitsOfFlushes|TestFlushWhileFoldCommits|TestFlushThatCannotBeNoted")
 	engineSim   = tests("./pkg/blockstore", "TestSimulation")
 )
 
@@ -89,4 +90,14 @@ var breakages = []breakage{
 	{"pkg/driver/stage.go", "if s.info.State == blockstore.StateUsed {\n\t\treturn nil\n\t}\n\tif s.readOnly {", "if false {\n\t\treturn nil\n\t}\n\tif s.readOnly {", "stage: volume in use looked at as an empty one", []step{driverNode}},
 	{"pkg/driver/stage.go", "if err := s.volume.SetState(blockstore.StateFormatting, fsType); err != nil {", "if err := error(nil); err != nil {", "mkfs before formatting is durable", []step{driverNode}},
 	{"pkg/driver/stage.go", "return s.volume.SetState(blockstore.StateUsed, fsType)", "return nil", "mkfs: used is never recorded", []step{driverNode}},
+	// How far journals reach.
+	{"pkg/blockstore/volume.go", "for err == nil && v.noteDue(upto) {", "for false && v.noteDue(upto) {", "flush: answered before the catalog knows its segment", []step{engineReach}},
+	{"pkg/blockstore/reach.go", "known := max(v.mu.log.First(seq), v.mu.passed+1)", "known := v.mu.passed + 1", "flush: further segments not noted", []step{engineReach}},
+	{"pkg/blockstore/reach.go", "known := max(v.mu.log.First(seq), v.mu.passed+1)", "known := v.mu.log.First(seq)", "flush: what a fold leaves in a segment not noted", []step{engineReach}},
+	{"pkg/blockstore/reach.go", "\tv.mu.passed = max(v.mu.passed, seq)\n", "", "flush: counts with a position that a commit is about to pass", []step{engineReach}},
+	{"pkg/blockstore/reach.go", "if reach := max(durable, v.mu.synced); reach > seq {", "if reach := max(durable, v.mu.synced); false && reach > seq {", "fold: forgets how far the journal reaches", []step{engineReach}},
+	{"pkg/blockstore/journal/recover.go", "if err == nil && r.cut.Last < reach {", "if err == nil && false && r.cut.Last < reach {", "journal: may end before what it had reached", []step{journalAll, engineReach}},
+	{"pkg/blockstore/reach.go", "found[id] == nil &&", "false &&", "journal: nobody misses one without a segment", []step{engineReach}},
+	{"pkg/blockstore/journal/recover.go", "first.Header.PrevEnd > r.cut.Last {", "false && first.Header.PrevEnd > r.cut.Last {", "journal: nobody misses the logs before the first", []step{journalAll}},
+	{"pkg/blockstore/journal/recover.go", "return a.Number < b.Number", "return false", "journal: an empty segment read instead of its successor", []step{journalAll}},
 }
