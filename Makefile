@@ -14,7 +14,7 @@ GOFILES := $(shell find . -name '*.go' -not -path './.git/*' 2>/dev/null)
 # TEST_RACE= runs without it.
 TEST_RACE ?= -race
 # Narrow a test run: make test-unit PKG=./pkg/dedup/... RUN=Seal
-PKG ?= ./cmd/... ./pkg/... ./test/rig/... ./test/style/...
+PKG ?= ./cmd/... ./pkg/... ./test/rig/... ./test/sabotage/... ./test/style/...
 RUN ?= .
 
 ##@ The two commands

@@ -144,3 +144,22 @@ func TestReleasedTooOften(t *testing.T) {
 	}()
 	seg.Release()
 }
+
+// A log's number has a part that no guest can guess: what guests wrote stands in recycled
+// segments.
+func TestLogNumbersAreRandom(t *testing.T) {
+	low := make(map[uint32]bool)
+	last := uint64(0)
+	p, _ := pool(t, vfs.NewMem(), 4)
+	for range 8 {
+		n := p.logNumber()
+		if n <= last {
+			t.Errorf("log %#x follows %#x", n, last)
+		}
+		last = n
+		low[uint32(n)] = true
+	}
+	if len(low) < 7 {
+		t.Errorf("only %d low halves of 8 numbers differ", len(low))
+	}
+}

@@ -51,7 +51,7 @@ func TestRecover_WhichRecords(t *testing.T) {
 		name             string
 		files            []fileOf
 		epoch, log, from uint64 // the volume's position
-		reach            uint64 // what it is known to have reached
+		reach            uint64
 		want             []string
 		kept             int
 		err              error
@@ -107,19 +107,24 @@ func TestRecover_WhichRecords(t *testing.T) {
 			err:   wal.ErrCorrupt,
 		},
 		{
-			name:  "a log that ends before a later one says is damage",
-			files: []fileOf{{epoch: 1, log: 1, seqs: []uint64{1}}, {epoch: 2, log: 1, prevEnd: 2, seqs: []uint64{3}}},
-			err:   wal.ErrCorrupt,
-		},
-		{
 			name:  "a journal that ends before what it is known to have reached is damage",
 			files: []fileOf{{epoch: 1, log: 1, seqs: []uint64{1, 2}}},
 			reach: 3, err: wal.ErrCorrupt,
 		},
 		{
-			name:  "one that reaches it is none",
+			name:  "one that reaches it is whole",
 			files: []fileOf{{epoch: 1, log: 1, seqs: []uint64{1, 2}}},
 			reach: 2, want: []string{"1.1", "1.2"}, kept: 1,
+		},
+		{
+			name:  "a first log that says that there was one before is damage",
+			files: []fileOf{{epoch: 2, log: 1, prevEnd: 1, seqs: []uint64{2}}},
+			err:   wal.ErrCorrupt,
+		},
+		{
+			name:  "a log that ends before a later one says is damage",
+			files: []fileOf{{epoch: 1, log: 1, seqs: []uint64{1}}, {epoch: 2, log: 1, prevEnd: 2, seqs: []uint64{3}}},
+			err:   wal.ErrCorrupt,
 		},
 		{
 			name:  "a gap in a log is no damage where a later log has cut it before",

@@ -1,0 +1,134 @@
+package dedup
+
+import (
+	"errors"
+	"path"
+	"strings"
+	"testing"
+
+	"github.com/k8ns/granary/pkg/vfs"
+)
+
+// I8: a chunk file whose append, sync or seal failed is written and synced no more, but for
+// being cut to what was durable; what was there stays readable.
+func TestFailedFileIsLeftAlone(t *testing.T) {
+	broken := errors.New("input/output error")
+	for _, kind := range []vfs.OpKind{vfs.OpWrite, vfs.OpDatasync, vfs.OpSync} {
+		t.Run(kind.String(), func(t *testing.T) {
+			mem := vfs.NewMem()
+			faulty := vfs.NewFaulty(mem)
+			s := open(t, faulty, 1)
+			at := put(t, s, seq(0, 10)...)
+			failed := ""
+			faulty.SetHook(func(op vfs.Op) error {
+				switch {
+				case failed == "" && op.Kind == kind:
+					failed = op.Name
+					return vfs.ShortWrite{N: 5000, Err: broken}
+				case op.Name == failed && (op.Kind == vfs.OpWrite || op.Kind == vfs.OpDatasync || op.Kind == vfs.OpSync):
+					t.Errorf("%v of a file whose %v failed", op.Kind, kind)
+				case op.Name == failed && op.Kind == vfs.OpTruncate:
+					if st, err := mem.Stat(failed); err != nil || op.Off >= st.Size {
+						t.Errorf("cut to %d bytes of %d, %v", op.Off, st.Size, err)
+					}
+				}
+				return nil
+			})
+			if kind == vfs.OpSync { // of a footer
+				if err := s.SealOpen(); !errors.Is(err, broken) {
+					t.Fatal(err)
+				}
+			} else if _, err := tryPut(s, seq(10, 20)...); !errors.Is(err, broken) {
+				t.Fatal(err)
+			}
+			at = append(at, put(t, s, seq(10, 20)...)...)
+			if err := errors.Join(s.SealOpen(), s.Close()); err != nil {
+				t.Fatal(err)
+			}
+			faulty.SetHook(nil)
+			invariants(t, s)
+			if failed == "" || len(s.Files()) != 2 {
+				t.Fatal(failed, fileNames(s))
+			}
+			mem.Crash(nil, 0)
+			s = open(t, mem, 2)
+			check(t, s, at, seq(0, 20)...)
+			verify(t, s)
+		})
+	}
+}
+
+// An append that a full disk cuts short leaves nothing behind that a footer would not
+// cover; and a file that could not even be begun is not there.
+func TestShortAppendIsTakenBack(t *testing.T) {
+	mem := vfs.NewMem()
+	faulty := vfs.NewFaulty(mem)
+	s := open(t, faulty, 1)
+	failNext := func() {
+		faulty.SetHook(func(op vfs.Op) error {
+			if op.Kind != vfs.OpWrite {
+				return nil
+			}
+			faulty.SetHook(nil)
+			return vfs.ShortWrite{N: int(op.Len) - 1, Err: vfs.ErrNoSpace}
+		})
+	}
+	failNext()
+	if _, err := tryPut(s, 1); !errors.Is(err, vfs.ErrNoSpace) {
+		t.Fatal(err)
+	}
+	if names, err := mem.ReadDir(testDir); err != nil || len(names) != 0 {
+		t.Errorf("a file that could not be begun: %v, %v", names, err)
+	}
+	at := put(t, s, seq(0, 10)...)
+	failNext()
+	if _, err := tryPut(s, seq(100, 140)...); !errors.Is(err, vfs.ErrNoSpace) {
+		t.Fatal(err)
+	}
+	name := path.Join(testDir, s.Files()[0].Name)
+	if st, err := mem.Stat(name); err != nil || st.Size != s.Files()[0].Size {
+		t.Errorf("%s has %d bytes, %d are of whole chunks: %v", name, st.Size, s.Files()[0].Size, err)
+	}
+	failNext() // of the footer
+	if err := s.SealOpen(); !errors.Is(err, vfs.ErrNoSpace) {
+		t.Fatal(err)
+	}
+	at = append(at, put(t, s, 10)...)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, mem, 2, func(o *Options) { o.ReadOnly = true })
+	if p := s.Problems(); len(p) > 0 {
+		t.Error(p)
+	}
+	for _, f := range s.Files() {
+		if !strings.HasSuffix(f.Name, ".chunks") {
+			t.Errorf("%s is not sealed", f.Name)
+		}
+	}
+	check(t, s, at, seq(0, 11)...)
+	verify(t, s)
+}
+
+// A file that is full is sealed, so that collection can pick it, and the next is begun.
+func TestFullFileIsSealed(t *testing.T) {
+	s := open(t, vfs.NewMem(), 1)
+	for i := range 8 {
+		put(t, s, seq(i*10, i*10+10)...)
+	}
+	files := s.Files()
+	if len(files) < 2 {
+		t.Fatal(fileNames(s))
+	}
+	for i, f := range files {
+		if full := f.Size >= 64<<10; full != f.Sealed || !full && i < len(files)-1 {
+			t.Errorf("file %d: %+v", i, f)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tryPut(s, 1000); !errors.Is(err, ErrClosed) {
+		t.Errorf("append after Close: %v", err)
+	}
+}
