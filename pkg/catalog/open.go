@@ -80,8 +80,14 @@ func open(fsys vfs.FS, dir string, store [16]byte, o Options) (*Catalog, error) 
 }
 
 // start makes the directory tidy and opens a new log with a checkpoint of old. The
-// log that old was read from is whole, so those before it are not needed.
+// log that old was read from is whole, so those before it are not needed, once its name
+// is durable: the start that gave it may have ended before it was.
 func (w *logWriter) start(files dirFiles, old state) error {
+	if len(files.logs) > 1 {
+		if err := w.fsys.SyncDir(w.dir); err != nil {
+			return err
+		}
+	}
 	for _, name := range files.tmp {
 		if err := w.fsys.Remove(w.path(name)); err != nil {
 			return err
