@@ -49,7 +49,11 @@ func printStats(t *table, s admin.Stats) {
 	t.row("Journal", formatSize(s.JournalUsed), "not folded yet, in "+formatSize(s.JournalAllocated)+" of segments")
 	t.row("Reserve", formatSize(s.Reserve), "set aside for a full disk")
 	t.row("Cache", formatSize(s.CacheBytes), fmt.Sprintf("of %s; %s hits", formatSize(s.CacheLimit), percent(s.CacheHits, s.CacheHits+s.CacheMisses)))
-	t.row("Disk free", formatSize(s.DiskFree), diskNote(s.Stats))
+	free := formatSize(s.DiskFree)
+	if s.DiskUnknown {
+		free = "unknown"
+	}
+	t.row("Disk free", free, diskNote(s.Stats))
 	if s.Damaged > 0 {
 		t.row("DAMAGED", strconv.Itoa(s.Damaged), "blocks; granary check names them")
 	}

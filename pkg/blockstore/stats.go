@@ -16,7 +16,7 @@ func (s *Store) Stats(perVolume bool) Stats {
 	}
 	_, st.Garbage = s.coll.known()
 	if space, err := s.fsys.Space(s.dir); err == nil {
-		st.DiskFree = space.Free
+		st.DiskFree, st.DiskUnknown = space.Free, space.Total == 0
 	}
 	figures := s.census.figures()
 	st.Volumes, st.Snapshots = figures.volumes, figures.snapshots

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -382,6 +383,33 @@ func TestGetCapacity(t *testing.T) {
 		}
 		if tt.want > 0 && resp.MaximumVolumeSize.GetValue() != 64<<40 {
 			t.Errorf("maximum %v", resp.MaximumVolumeSize)
+		}
+	}
+}
+
+// available = max(0, free - reserve) x overcommit.
+func TestCapacityOfADisk(t *testing.T) {
+	w := newWorld(t)
+	for _, tt := range []struct {
+		what          string
+		free, reserve int64
+		unknown       bool
+		want          int64
+	}{
+		{"free above the reserve", 3 << 30, 1 << 30, false, 20 << 30},
+		{"as much as the reserve", 1 << 30, 1 << 30, false, 0},
+		{"one byte more", 1<<30 + 1, 1 << 30, false, 10},
+		{"below the reserve", 1 << 20, 1 << 30, false, 0},
+		{"nothing free", 0, 64 << 20, false, 0},
+		{"nothing free, no reserve left", 0, 0, false, 0},
+		{"more than a number can say", 1 << 62, 0, false, math.MaxInt64},
+		{"statfs answers with zeros", 0, 64 << 20, true, blockstore.MaxVolumeSize},
+	} {
+		w.engine.SetDisk(tt.free, tt.reserve, tt.unknown)
+		resp, err := w.GetCapacity(context.Background(), &csi.GetCapacityRequest{})
+		w.must(err)
+		if resp.AvailableCapacity != tt.want {
+			t.Errorf("%s: %d, want %d", tt.what, resp.AvailableCapacity, tt.want)
 		}
 	}
 }

@@ -377,9 +377,13 @@ func (d *Driver) GetCapacity(_ context.Context, req *csi.GetCapacityRequest) (*c
 	}, nil
 }
 
-// available is max(0, free - reserve) x overcommit, in bytes.
+// available is max(0, free - reserve) x overcommit, in bytes. Unknown is not none: some
+// file systems answer statfs with zeros, and no volume would ever be placed there.
 func (d *Driver) available() int64 {
 	stats := d.store.Stats(false)
+	if stats.DiskUnknown {
+		return blockstore.MaxVolumeSize
+	}
 	free := max(0, stats.DiskFree-stats.Reserve)
 	if free >= math.MaxInt64/d.o.Overcommit {
 		return math.MaxInt64

@@ -282,6 +282,8 @@ type Volume struct {
 	State   string `json:"state"`
 	FSType  string `json:"fsType"`
 	Failed  string `json:"failed"`
+	// WaitingSince is when its writes began to wait for disk space; nil: they do not.
+	WaitingSince *time.Time `json:"waitingSince"`
 }
 
 // Snapshot is what we read of `granary snapshot create -o json`.

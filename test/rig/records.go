@@ -118,6 +118,13 @@ func (w *Records) Stop() error {
 	return w.mu.err
 }
 
+// Ended tells whether an error has ended the writer.
+func (w *Records) Ended() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.mu.err != nil
+}
+
 // Synced is the number of records whose fsync had returned at t.
 func (w *Records) Synced(t time.Time) int {
 	return w.count(func(r times) bool { return !r.synced.IsZero() && !r.synced.After(t) })

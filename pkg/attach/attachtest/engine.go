@@ -32,6 +32,7 @@ type Engine struct {
 		serial       int
 		problems     []blockstore.Problem
 		onCheck      func(context.Context) error
+		disk         func(*blockstore.Stats)
 	}
 }
 
@@ -91,6 +92,13 @@ func (e *Engine) SetFailed(id, why string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.mu.volumes[id].info.Failed = why
+}
+
+// SetDisk says what Stats tells of the disk.
+func (e *Engine) SetDisk(free, reserve int64, unknown bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mu.disk = func(s *blockstore.Stats) { s.DiskFree, s.Reserve, s.DiskUnknown = free, reserve, unknown }
 }
 
 // SetWaiting says since when a volume's writes wait for disk space; nil: they do not.

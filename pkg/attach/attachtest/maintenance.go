@@ -118,6 +118,11 @@ func (e *Engine) Stats(perVolume bool) blockstore.Stats {
 		CacheBytes: 100 << 20, CacheLimit: 128 << 20, CacheHits: 900, CacheMisses: 100,
 		DiskFree: 100 << 30, ChunkFiles: 130, Chunks: 2600,
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.mu.disk != nil {
+		e.mu.disk(&s)
+	}
 	if perVolume {
 		s.PerVolume = infos
 	}
