@@ -15,25 +15,29 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
 
 // patience is how long what is ending may take to end.
-const patience = 10 * time.Second
+var patience = 10 * time.Second
 
 // Check fails the test if at its end, behind the clean-ups that it registers from now on,
-// there is more than there is now. It may be called several times in a test; then the first
-// call sees most. While fuzzing it does nothing: that has goroutines of its own.
+// there is more than there is now. It may be called several times in a test and its
+// subtests: the first call looks, until the end of who made it. A test whose subtests run
+// beside each other calls it before them, for none of them knows what is the others'.
+// While fuzzing it does nothing: that has goroutines of its own.
 func Check(t testing.TB) {
 	t.Helper()
-	if fuzzing() {
+	name, _, _ := strings.Cut(t.Name(), "/")
+	if fuzzing() || !looking.begin(name) {
 		return
 	}
-	name, _, _ := strings.Cut(t.Name(), "/")
 	before := take(name)
 	t.Cleanup(func() {
 		t.Helper()
+		defer looking.end(name)
 		if t.Failed() || t.Skipped() { // it may have stopped anywhere
 			return
 		}
@@ -56,6 +60,34 @@ func Main(m *testing.M) int {
 		return 1
 	}
 	return code
+}
+
+// looking are the tests that are being looked after, by name.
+var looking tests
+
+type tests struct {
+	mu    sync.Mutex
+	names map[string]bool
+}
+
+// begin is false if the test is looked after already.
+func (l *tests) begin(name string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.names[name] {
+		return false
+	}
+	if l.names == nil {
+		l.names = make(map[string]bool)
+	}
+	l.names[name] = true
+	return true
+}
+
+func (l *tests) end(name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.names, name)
 }
 
 func fuzzing() bool {

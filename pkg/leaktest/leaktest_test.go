@@ -4,6 +4,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 )
 
 // fakeT is a test that is about to end.
@@ -14,6 +15,7 @@ type fakeT struct {
 }
 
 func (f *fakeT) Helper()           {}
+func (f *fakeT) Name() string      { return "TestFake" }
 func (f *fakeT) Failed() bool      { return false }
 func (f *fakeT) Skipped() bool     { return false }
 func (f *fakeT) Cleanup(do func()) { f.clean = append(f.clean, do) }
@@ -21,9 +23,17 @@ func (f *fakeT) Errorf(format string, args ...any) {
 	f.failed = args[0].(string)
 }
 
+func (f *fakeT) end() {
+	for _, do := range f.clean {
+		do()
+	}
+	f.clean = nil
+}
+
 // What a test leaves is told, and what it has let go of is not.
 func TestCheck(t *testing.T) {
-	Check(t)
+	defer func(d time.Duration) { patience = d }(patience)
+	patience = 50 * time.Millisecond
 	stop, ended := make(chan struct{}), make(chan struct{})
 	for name, leave := range map[string]func() (undo func()){
 		"goroutine": func() func() {
@@ -46,15 +56,20 @@ func TestCheck(t *testing.T) {
 	} {
 		f := &fakeT{TB: t}
 		before := take("")
+		Check(f)
+		Check(f) // looks no second time
 		undo := leave()
 		if left := before.more(take("")); len(left) != 1 || !strings.HasPrefix(left[0], name) {
 			t.Errorf("%s: left is %q", name, left)
 		}
-		undo()
-		Check(f)
-		for _, do := range f.clean {
-			do()
+		f.end()
+		if !strings.HasPrefix(f.failed, name) || strings.Contains(f.failed, "\n"+name) {
+			t.Errorf("%s: told is %q", name, f.failed)
 		}
+		undo()
+		f.failed = ""
+		Check(f)
+		f.end()
 		if f.failed != "" {
 			t.Errorf("%s: told when it had ended: %s", name, f.failed)
 		}
