@@ -16,6 +16,7 @@ import (
 	"github.com/k8ns/granary/pkg/attach/attachtest"
 	"github.com/k8ns/granary/pkg/blockstore"
 	"github.com/k8ns/granary/pkg/driver"
+	"github.com/k8ns/granary/pkg/leaktest"
 	"github.com/k8ns/granary/pkg/socket"
 )
 
@@ -40,6 +41,7 @@ func tempDir(t *testing.T) string {
 
 func newCLI(t *testing.T) *cli {
 	t.Helper()
+	leaktest.Check(t)
 	trace := new(attachtest.Trace)
 	c := &cli{t: t, dir: tempDir(t), engine: attachtest.NewEngine(trace), host: attachtest.NewHost(trace)}
 	server := admin.NewServer(c.engine, attach.New(c.engine, c.host, c.host.Options()), slog.New(slog.DiscardHandler))

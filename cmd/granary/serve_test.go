@@ -16,6 +16,8 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/k8ns/granary/pkg/leaktest"
 )
 
 // daemonEnv makes the test binary be granary.
@@ -25,7 +27,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(daemonEnv) != "" {
 		os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 	}
-	os.Exit(m.Run())
+	os.Exit(leaktest.Main(m))
 }
 
 // node is a machine with a data directory on which daemons come and go.
@@ -53,6 +55,7 @@ func newNode(t *testing.T) *node {
 			t.Skip(err)
 		}
 	}
+	leaktest.Check(t)
 	n := &node{t: t, dir: tempDir(t)}
 	t.Cleanup(n.cleanup)
 	return n

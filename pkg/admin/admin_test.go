@@ -15,6 +15,7 @@ import (
 	"github.com/k8ns/granary/pkg/attach"
 	"github.com/k8ns/granary/pkg/attach/attachtest"
 	"github.com/k8ns/granary/pkg/blockstore"
+	"github.com/k8ns/granary/pkg/leaktest"
 	"github.com/k8ns/granary/pkg/socket"
 )
 
@@ -39,6 +40,7 @@ func dataDir(t *testing.T) string {
 
 func start(t *testing.T) *daemon {
 	t.Helper()
+	leaktest.Check(t)
 	trace := new(attachtest.Trace)
 	d := &daemon{engine: attachtest.NewEngine(trace), host: attachtest.NewHost(trace)}
 	attached := attach.New(d.engine, d.host, d.host.Options())

@@ -13,6 +13,7 @@ import (
 	"github.com/k8ns/granary/pkg/attach/attachtest"
 	"github.com/k8ns/granary/pkg/blockstore"
 	"github.com/k8ns/granary/pkg/export"
+	"github.com/k8ns/granary/pkg/leaktest"
 )
 
 // world is one store on one machine; boot starts a daemon in it.
@@ -67,6 +68,7 @@ func (h *testHost) Unmount(target string) error {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	leaktest.Check(t)
 	trace := new(attachtest.Trace)
 	w := &world{t: t, trace: trace, engine: attachtest.NewEngine(trace), host: &testHost{Host: attachtest.NewHost(trace)}}
 	w.boot()

@@ -6,11 +6,13 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/k8ns/granary/pkg/leaktest"
 	"github.com/k8ns/granary/pkg/vfs"
 )
 
 func newDir(t *testing.T, fsys vfs.FS) *Dir {
 	t.Helper()
+	leaktest.Check(t)
 	d, err := NewDir(fsys, "/a/chunks", 2)
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/k8ns/granary/pkg/leaktest"
 	"github.com/k8ns/granary/pkg/vfs"
 	"github.com/k8ns/granary/pkg/wal"
 )
@@ -297,6 +298,7 @@ func faultRun(t *testing.T, n int64, fault error, persistent bool, what string) 
 // TestFaults fails every single I/O of a workload in every way: no panic, no hang, and
 // what was acknowledged as flushed is there on a healthy file system.
 func TestFaults(t *testing.T) {
+	leaktest.Check(t)
 	total := faultRun(t, -1, nil, false, "without faults")
 	t.Logf("%d operations", total)
 	stride := int64(1)

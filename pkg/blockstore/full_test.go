@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/k8ns/granary/pkg/leaktest"
 	"github.com/k8ns/granary/pkg/vfs"
 	"github.com/k8ns/granary/pkg/wal"
 )
@@ -84,6 +85,7 @@ func (w *fullWriter) run(t *testing.T, stop <-chan struct{}) {
 // TestFull fills the disk while writers write, at various points, and lets space return
 // by deletion, by growth of the disk, or by overwriting: I9.
 func TestFull(t *testing.T) {
+	leaktest.Check(t)
 	for _, spare := range []int64{0, 64 << 10, 300 << 10, 1 << 20, 3 << 20} {
 		for _, relief := range []string{"delete volume", "delete snapshot", "grow disk"} {
 			t.Run(fmt.Sprintf("%d KiB left, %s", spare>>10, relief), func(t *testing.T) {
@@ -192,6 +194,7 @@ func testFull(t *testing.T, spare int64, relief string) {
 // TestFullStops fills the disk with data that nothing can collect: writers wait and get
 // no error, the full store can be read, stopped and started, and deletion frees it.
 func TestFullStops(t *testing.T) {
+	leaktest.Check(t)
 	for _, kill := range []bool{false, true} {
 		t.Run(fmt.Sprint("kill=", kill), func(t *testing.T) {
 			t.Parallel()
@@ -206,7 +209,7 @@ func TestFullStops(t *testing.T) {
 			want := make([]byte, v.Size())
 			const piece = 64 << 10
 			var at atomic.Int64
-			stop, ended := make(chan struct{}), make(chan struct{})
+			ended := make(chan struct{})
 			var last error
 			go func() {
 				defer close(ended)
@@ -255,7 +258,8 @@ func TestFullStops(t *testing.T) {
 				stopRun()
 				s.abandon()
 				fsys.Kill()
-				close(stop)
+				_ = v.Close() // on a dead disk: only so that the writer ends
+				within(t, 10*time.Second, "writer of the dead process ends", func() { <-ended })
 			} else {
 				within(t, 10*time.Second, "detach on a full disk", func() { ok(t, v.Close()) })
 				within(t, 10*time.Second, "writer ends", func() { <-ended })

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/k8ns/granary/pkg/blockstore/journal"
+	"github.com/k8ns/granary/pkg/leaktest"
 	"github.com/k8ns/granary/pkg/vfs"
 )
 
@@ -27,12 +28,16 @@ func smallOptions() Options {
 	}
 }
 
+// openStore opens a store that is let go of when the test ends, if not before, and then
+// nothing of it may be left.
 func openStore(t testing.TB, fsys vfs.FS, o Options) *Store {
 	t.Helper()
+	leaktest.Check(t)
 	s, err := Open(fsys, testDir, o)
 	if err != nil {
 		t.Fatalf("open store: %v", err)
 	}
+	t.Cleanup(s.abandon)
 	return s
 }
 

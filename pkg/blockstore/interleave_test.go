@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/k8ns/granary/pkg/leaktest"
 	"github.com/k8ns/granary/pkg/vfs"
 )
 
@@ -305,6 +306,7 @@ func (p *play) starts(t testing.TB, disk *vfs.Mem, depth int) (all [][]int) {
 // image has lost a byte, check finds nothing, and nothing that is reachable was dropped
 // (I4, I5, I6). After each step the catalog's records agree with each other.
 func TestEveryInterleaving(t *testing.T) {
+	leaktest.Check(t)
 	for _, p := range plays() {
 		if !strings.Contains(p.name, *interleaveOnly) {
 			continue

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/k8ns/granary/pkg/leaktest"
 	"github.com/k8ns/granary/pkg/vfs"
 )
 
@@ -46,6 +47,7 @@ func fill(v *Volume, image []byte, from int64) (int64, error) {
 // class or by a word while they wait: ErrNoSpace, nothing acknowledged lost, and writing
 // goes on when there is space.
 func TestOnFullError(t *testing.T) {
+	leaktest.Check(t)
 	for _, by := range []string{"class", "word"} {
 		t.Run(by, func(t *testing.T) {
 			t.Parallel()

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/k8ns/granary/pkg/dedup"
 	"github.com/k8ns/granary/pkg/wal"
 )
 
@@ -23,7 +24,7 @@ type Options struct {
 	SegmentBytes   int64 // one journal segment; default 32 MiB
 	FoldBytes      int64 // fold a volume when its journal passes this; default JournalBytes/2
 	UnsyncedBytes  int64 // payloads a volume keeps in memory before it syncs; default 64 MiB
-	ChunkFileBytes int64 // a chunk file is sealed at this size; default 32 MiB
+	ChunkFileBytes int64 // a chunk file is sealed at this size; default 32 MiB, at most 256 MiB
 	CatalogBytes   int64 // a catalog log, of which there are two; default 8 MiB, at least 64 KiB
 	CacheBytes     int64 // decoded groups kept in memory; default 128 MiB
 	NodeCache      int   // decoded map nodes kept; default 8192
@@ -97,8 +98,8 @@ func (o Options) validate() error {
 		return fmt.Errorf("segment of %d bytes: must be a multiple of %d and at least %d: %w", o.SegmentBytes, wal.PageSize, 4*wal.PageSize, ErrInvalid)
 	case o.JournalBytes < o.SegmentBytes:
 		return fmt.Errorf("journal of %d bytes is smaller than a segment of %d: %w", o.JournalBytes, o.SegmentBytes, ErrInvalid)
-	case o.ChunkFileBytes < 16<<10 || o.ChunkFileBytes > 1<<30:
-		return fmt.Errorf("chunk file of %d bytes: 16 KiB to 1 GiB are allowed: %w", o.ChunkFileBytes, ErrInvalid)
+	case o.ChunkFileBytes < 16<<10 || o.ChunkFileBytes > dedup.MaxFileBytes:
+		return fmt.Errorf("chunk file of %d bytes: 16 KiB to 256 MiB are allowed: %w", o.ChunkFileBytes, ErrInvalid)
 	case o.CacheBytes < 0 || o.ReserveBytes < 0 || o.FoldBytes < 0 || o.Workers < 0 || o.FullTimeout < 0:
 		return fmt.Errorf("a limit is negative: %w", ErrInvalid)
 	}

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/k8ns/granary/pkg/leaktest"
 )
 
 var (
@@ -44,6 +46,7 @@ type simResult struct {
 //
 //	go test ./pkg/blockstore -run '^TestSimulation$' -sim.seeds 1000 -sim.first 1
 func TestSimulation(t *testing.T) {
+	leaktest.Check(t)
 	seeds := make(chan uint64)
 	results := make(chan simResult)
 	var wg sync.WaitGroup
@@ -89,7 +92,7 @@ func TestSimulation(t *testing.T) {
 var simSummary string
 
 func TestMain(m *testing.M) {
-	code := m.Run()
+	code := leaktest.Main(m)
 	if simSummary != "" {
 		fmt.Println(simSummary)
 	}
@@ -144,6 +147,7 @@ func traceTo() io.Writer {
 // TestSimulationRepeats runs seeds twice: the same operations reach the file system, the
 // catalog's included, with the same bytes and the same answers.
 func TestSimulationRepeats(t *testing.T) {
+	leaktest.Check(t)
 	for seed := uint64(1); seed <= 20; seed++ {
 		a, b := simulateOnce(seed), simulateOnce(seed)
 		if a.problem != "" {

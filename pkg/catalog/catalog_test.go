@@ -11,6 +11,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/k8ns/granary/pkg/leaktest"
 	"github.com/k8ns/granary/pkg/vfs"
 	"github.com/k8ns/granary/pkg/wal"
 )
@@ -22,6 +23,7 @@ var testStore = [16]byte{0xaa, 1, 2, 3, 15: 0xbb}
 // mustOpen opens the catalog and closes it when the test ends.
 func mustOpen(t testing.TB, fsys vfs.FS, o Options) *Catalog {
 	t.Helper()
+	leaktest.Check(t)
 	c, err := Open(fsys, testDir, testStore, o)
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/k8ns/granary/pkg/leaktest"
 	"github.com/k8ns/granary/pkg/vfs"
 	"github.com/k8ns/granary/pkg/wal"
 )
@@ -123,6 +124,7 @@ var keeps = []float64{-1, 0, 0.2, 0.5, 0.9, 1}
 
 // TestCatalog_ModelWithCrashes crashes at any operation, those of Open included.
 func TestCatalog_ModelWithCrashes(t *testing.T) {
+	leaktest.Check(t)
 	for seed := range uint64(12) {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			t.Parallel()

@@ -26,10 +26,11 @@ func Dump(w io.Writer, fsys vfs.FS, name string, node func(w io.Writer, page []b
 		return err
 	}
 	end := dumpTrailer(w, h, size)
+	r := newWindow(h, end)
 	for at := int64(fileHeaderSize); at < end; {
-		c, _, err := readWhole(h, at, end)
+		c, _, err := readWhole(r, at, end)
 		if c == nil {
-			next := nextHead(h, at+1, end)
+			next, _ := nextHead(r, at+1)
 			fmt.Fprintf(w, "%10d  no chunk: %v\n", at, err)
 			if next < 0 {
 				return fmt.Errorf("%s at %d: %w", name, at, err)

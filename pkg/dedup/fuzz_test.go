@@ -139,7 +139,7 @@ func FuzzScan(f *testing.F) {
 	f.Add(append(chunk[:40:40], chunk...))
 	f.Add(append(chunk[:len(chunk)-1:len(chunk)-1], chunk...))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r := bytes.NewReader(b)
+		r := newWindow(bytes.NewReader(b), int64(len(b)))
 		for at := int64(0); at >= 0 && at < int64(len(b)); {
 			c, _, err := readWhole(r, at, int64(len(b)))
 			if err == nil {
@@ -148,7 +148,10 @@ func FuzzScan(f *testing.F) {
 				}
 				continue
 			}
-			next := nextHead(r, at+1, int64(len(b)))
+			next, err := nextHead(r, at+1)
+			if err != nil {
+				t.Fatal(err)
+			}
 			if next >= 0 && next <= at {
 				t.Fatalf("the head behind %d is at %d", at, next)
 			}

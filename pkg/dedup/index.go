@@ -21,13 +21,17 @@ var ErrNoSpace = vfs.ErrNoSpace
 // ErrClosed is returned by a Store or Writer that was closed.
 var ErrClosed = errors.New("closed")
 
+// MaxFileBytes is the largest size that chunk files may be sealed at: a footer, which a
+// start holds in memory, lists all chunks of a file.
+const MaxFileBytes = 256 << 20
+
 // Options are the choices of a Store. The zero value of every field is usable.
 type Options struct {
 	Store [16]byte // store ID in every file
 	Epoch uint32   // of this start; higher than every one before
 	// Commit is the last durable catalog commit number (I10); nil means 0.
 	Commit func() uint64
-	// FileBytes is when a chunk file is sealed; 32 MiB, at most 256 MiB.
+	// FileBytes is when a chunk file is sealed; 32 MiB, at most MaxFileBytes.
 	FileBytes int64
 	// CacheBytes bounds the cache of decoded groups; 64 MiB. Negative: no cache.
 	CacheBytes int64
@@ -83,8 +87,8 @@ func (o Options) withDefaults() Options {
 }
 
 func (o Options) validate() error {
-	if o.FileBytes < 4096 || o.FileBytes > 256<<20 {
-		return fmt.Errorf("chunk file size %d: want 4 KiB to 256 MiB", o.FileBytes)
+	if o.FileBytes < 4096 || o.FileBytes > MaxFileBytes {
+		return fmt.Errorf("chunk file size %d: want 4 KiB to %d MiB", o.FileBytes, MaxFileBytes>>20)
 	}
 	return nil
 }

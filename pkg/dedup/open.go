@@ -206,12 +206,15 @@ func (s *Store) readFooter(ff *foundFile) error {
 //
 // What such a search finds may be a volume's data made to look like a chunk. So from
 // there on a chunk's blocks must have the fingerprints that prove its ID (then it is
-// that chunk, whoever wrote it), and its commit number says nothing.
+// that chunk, whoever wrote it), and its commit number says nothing. Such data costs no
+// more than a few times the reading of the file for each of its forged heads: what is
+// checked is little until much of it is right.
 func (s *Store) scan(ff *foundFile) {
 	at := int64(fileHeaderSize)
 	gap, searched := false, false
+	r := newWindow(ff.blob, ff.Size)
 	for at < ff.Size {
-		c, hooks, err := readWhole(ff.blob, at, ff.Size)
+		c, hooks, err := readWhole(r, at, ff.Size)
 		if err == nil && searched {
 			err = s.verifyContent(ff.blob, at, &c.head)
 			c.head.commit = 0
@@ -234,10 +237,7 @@ func (s *Store) scan(ff *foundFile) {
 			continue
 		}
 		if !ff.sealed && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) && !errors.Is(err, ErrFormat) {
-			// The disk did not answer: what is here may be whole, and durable. Cutting it
-			// off would lose it for good, and so would folding over what it misses.
-			ff.note("%v; the file is left alone", err)
-			ff.refused, ff.unread = true, err
+			ff.leaveAlone(err)
 			return
 		}
 		gap = true
@@ -247,10 +247,22 @@ func (s *Store) scan(ff *foundFile) {
 			continue
 		}
 		searched = true
-		if at = nextHead(ff.blob, at+1, ff.Size); at < 0 {
+		if at, err = nextHead(r, at+1); err != nil && !ff.sealed {
+			ff.leaveAlone(err)
+			return
+		}
+		if at < 0 {
 			return
 		}
 	}
+}
+
+// leaveAlone gives up an open file because the disk did not answer: what is there may be
+// whole, and durable. Cutting it off would lose it for good, and so would folding over
+// what it misses.
+func (ff *foundFile) leaveAlone(err error) {
+	ff.note("%v; the file is left alone", err)
+	ff.refused, ff.unread = true, err
 }
 
 // readWhole reads the chunk at an offset and checks all of it but what its groups
@@ -271,19 +283,26 @@ func readWhole(r io.ReaderAt, at, size int64) (*footerChunk, []hook, error) {
 	if at+h.size() > size {
 		return nil, nil, corrupt("chunk cut off")
 	}
-	b = make([]byte, h.size()-headSize)
+	b = make([]byte, h.front)
 	if _, err := r.ReadAt(b, at+headSize); err != nil {
 		return c, nil, err
 	}
-	f, err := parseFront(h, b[:h.front])
+	f, err := parseFront(h, b)
 	if err != nil {
 		return c, nil, err
 	}
-	t, err := proveList(f, b[h.front:h.front+h.list])
+	b = make([]byte, h.list)
+	if _, err := r.ReadAt(b, at+headSize+int64(h.front)); err != nil {
+		return c, nil, err
+	}
+	t, err := proveList(f, b)
 	if err != nil {
 		return c, nil, err
 	}
-	payload := b[h.front+h.list:]
+	payload := make([]byte, h.payload)
+	if _, err := r.ReadAt(payload, at+f.payloadAt()); err != nil {
+		return c, nil, err
+	}
 	for g, r := range f.groups {
 		if r.size > 0 && wal.PageCRC(payload[r.off:r.off+r.size]) != r.crc {
 			return c, nil, corrupt("checksum of group %d", g)
@@ -369,32 +388,27 @@ func hooksOf(t *tree, n uint16) []hook {
 	return hooks
 }
 
-// nextHead is the offset of the next chunk head at or behind an offset; -1 if there
-// is none.
-func nextHead(r io.ReaderAt, at, size int64) int64 {
-	b := make([]byte, min(256<<10, max(0, size-at)))
-	for at+headSize <= size {
-		n, err := r.ReadAt(b[:min(int64(len(b)), size-at)], at)
-		if n < headSize {
-			return -1
+// nextHead is the offset of the next chunk head at or behind an offset; -1 if there is
+// none, or with the error of a read.
+func nextHead(r *window, at int64) (int64, error) {
+	for at+headSize <= r.size {
+		b, err := r.from(at, headSize)
+		if err != nil || len(b) < headSize {
+			return -1, err
 		}
-		for from := 0; ; {
-			i := bytes.Index(b[from:n], chunkMagic[:])
-			if i < 0 || from+i+headSize > n {
+		for from := 0; ; from++ {
+			i := bytes.Index(b[from:], chunkMagic[:])
+			if i < 0 || from+i+headSize > len(b) {
 				break
 			}
 			from += i
-			if _, err := parseChunkHead(b[from:n]); err == nil {
-				return at + int64(from)
+			if _, err := parseChunkHead(b[from:]); err == nil {
+				return at + int64(from), nil
 			}
-			from++
 		}
-		if err != nil && !errors.Is(err, io.EOF) {
-			return -1
-		}
-		at += int64(n - headSize + 1)
+		at += int64(len(b) - headSize + 1)
 	}
-	return -1
+	return -1, nil
 }
 
 // adopt puts a file into the index, after sealing it if it is an open one.

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/k8ns/granary/pkg/blob"
+	"github.com/k8ns/granary/pkg/leaktest"
 	"github.com/k8ns/granary/pkg/vfs"
 )
 
@@ -40,6 +41,7 @@ func noise(n int) []byte {
 // open opens a store of small chunk files.
 func open(t testing.TB, fsys vfs.FS, epoch uint32, change ...func(*Options)) *Store {
 	t.Helper()
+	leaktest.Check(t)
 	dir, err := blob.NewDir(fsys, testDir, 8)
 	if err != nil {
 		t.Fatal(err)

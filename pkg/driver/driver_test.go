@@ -23,6 +23,7 @@ import (
 	"github.com/k8ns/granary/pkg/attach/attachtest"
 	"github.com/k8ns/granary/pkg/blockstore"
 	"github.com/k8ns/granary/pkg/export"
+	"github.com/k8ns/granary/pkg/leaktest"
 )
 
 const node = "node-1.example"
@@ -45,6 +46,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	leaktest.Check(t)
 	trace := new(attachtest.Trace)
 	w := &world{t: t, trace: trace, engine: attachtest.NewEngine(trace), host: attachtest.NewHost(trace), clock: time.Unix(1800000000, 0)}
 	w.boot()

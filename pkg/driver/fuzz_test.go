@@ -27,6 +27,7 @@ import (
 
 	"github.com/k8ns/granary/pkg/attach/attachtest"
 	"github.com/k8ns/granary/pkg/blockstore"
+	"github.com/k8ns/granary/pkg/leaktest"
 )
 
 // arena is a world all of whose state can be seen, and whose every path is below a
@@ -58,6 +59,7 @@ const canary = "canary-77d0"
 
 func newArena(t *testing.T) *arena {
 	t.Helper()
+	leaktest.Check(t)
 	root, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)

@@ -23,6 +23,7 @@ import (
 
 	"github.com/k8ns/granary/pkg/blockstore"
 	"github.com/k8ns/granary/pkg/export"
+	"github.com/k8ns/granary/pkg/leaktest"
 )
 
 // The sequences of calls that kubelet 1.37 and the sidecars of its time make (attacher
@@ -86,6 +87,7 @@ func (c call) name(i int) string {
 func (c call) has(option string) bool { return slices.Contains(c.names, option) }
 
 func newPlayer(t *testing.T) *player {
+	leaktest.Check(t)
 	root, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 	"github.com/k8ns/granary/pkg/attach"
 	"github.com/k8ns/granary/pkg/attach/attachtest"
 	"github.com/k8ns/granary/pkg/blockstore"
+	"github.com/k8ns/granary/pkg/leaktest"
 	"github.com/k8ns/granary/pkg/vfs"
 )
 
@@ -31,6 +32,7 @@ type site struct {
 
 func newSite(t *testing.T, node string) *site {
 	t.Helper()
+	leaktest.Check(t)
 	must := func(err error) {
 		t.Helper()
 		if err != nil {

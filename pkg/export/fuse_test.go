@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/k8ns/granary/pkg/leaktest"
 	"github.com/k8ns/granary/pkg/vfs"
 )
 
@@ -22,6 +23,7 @@ type pipe struct {
 
 func serve(t *testing.T, dev Device, o FUSEOptions) (*pipe, *FUSE) {
 	t.Helper()
+	leaktest.Check(t)
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	ok(t, err)
 	conn := os.NewFile(uintptr(fds[0]), "fuse")

@@ -2,16 +2,16 @@ package export
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/k8ns/granary/pkg/leaktest"
 )
 
 // memDevice is a sparse Device in memory. The hooks, set before use, run before the
@@ -199,6 +199,7 @@ func needFilesystem(t testing.TB, fsType string, programs ...string) {
 func attach(t testing.TB, dev Device, o Options) (*Attached, Host) {
 	t.Helper()
 	needKernel(t)
+	leaktest.Check(t)
 	if o.Name == "" {
 		o.Name = testName(t)
 	}
@@ -258,11 +259,6 @@ func ourLoops() []string {
 	return out
 }
 
-func openFiles() int {
-	fds, _ := os.ReadDir("/proc/self/fd")
-	return len(fds)
-}
-
 // TestMain serves as the child of the crash tests, and otherwise checks that the tests
 // leave no goroutine, descriptor or loop device.
 func TestMain(m *testing.M) {
@@ -274,19 +270,5 @@ func TestMain(m *testing.M) {
 	}
 	_ = exec.Command("true").Run() // opens what the runtime keeps open
 	_, _ = loopKeeper()            // lives as long as the process
-	goroutines, files := runtime.NumGoroutine(), openFiles()
-	code := m.Run()
-	if flag.Lookup("test.fuzz").Value.String() != "" {
-		os.Exit(code) // fuzzing keeps goroutines of its own
-	}
-	for range 100 { // what is ending may end
-		if runtime.NumGoroutine() <= goroutines && openFiles() <= files && len(ourLoops()) == 0 {
-			os.Exit(code)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	buf := make([]byte, 1<<20)
-	fmt.Printf("LEAK: goroutines %d -> %d, descriptors %d -> %d, loops %v\n%s\n", goroutines,
-		runtime.NumGoroutine(), files, openFiles(), ourLoops(), buf[:runtime.Stack(buf, true)])
-	os.Exit(1)
+	os.Exit(leaktest.Main(m))
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
 	"github.com/k8ns/granary/pkg/kubelet"
+	"github.com/k8ns/granary/pkg/leaktest"
 )
 
 func newHealth(t *testing.T, check func(context.Context) error, o kubelet.HealthOptions) *kubelet.Health {
@@ -36,7 +37,7 @@ func ask(ctx context.Context, h http.Handler) (int, string) {
 }
 
 func TestHealthAnswers(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	var result error
 	log := &logBuffer{}
 	h := newHealth(t, func(context.Context) error { return result }, kubelet.HealthOptions{Logger: log.logger()})
@@ -61,7 +62,7 @@ func TestHealthAnswers(t *testing.T) {
 }
 
 func TestHealthArguments(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	check := func(context.Context) error { return nil }
 	for _, timeout := range []time.Duration{-1, 21 * time.Second} {
 		if _, err := kubelet.NewHealth(check, kubelet.HealthOptions{Timeout: timeout}); err == nil || !strings.Contains(err.Error(), "at most 20s") {
@@ -74,7 +75,7 @@ func TestHealthArguments(t *testing.T) {
 }
 
 func TestHealthSurvivesPanic(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	h := newHealth(t, func(context.Context) error { panic("oops") }, kubelet.HealthOptions{})
 	if code, body := ask(t.Context(), h); code != 503 || !strings.Contains(body, "oops") {
 		t.Errorf("%d %q", code, body)
@@ -83,7 +84,7 @@ func TestHealthSurvivesPanic(t *testing.T) {
 
 // A check that takes its time is run once for all who ask meanwhile.
 func TestHealthSharesChecks(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	synctest.Test(t, func(t *testing.T) {
 		var calls atomic.Int32
 		h := newHealth(t, func(context.Context) error {
@@ -112,7 +113,7 @@ func TestHealthSharesChecks(t *testing.T) {
 
 // A check that obeys its context is ended after five seconds.
 func TestHealthEndsSlowCheck(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	synctest.Test(t, func(t *testing.T) {
 		h := newHealth(t, func(ctx context.Context) error {
 			<-ctx.Done()
@@ -128,7 +129,7 @@ func TestHealthEndsSlowCheck(t *testing.T) {
 
 // A check that hangs in the kernel does not even obey its context.
 func TestHealthBearsHangingCheck(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	synctest.Test(t, func(t *testing.T) {
 		hang := make(chan struct{})
 		var calls atomic.Int32
@@ -161,7 +162,7 @@ func TestHealthBearsHangingCheck(t *testing.T) {
 
 // Who leaves does not take the check along that others wait for.
 func TestHealthAskerLeaves(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	synctest.Test(t, func(t *testing.T) {
 		log := &logBuffer{}
 		h := newHealth(t, func(ctx context.Context) error {
@@ -191,7 +192,7 @@ func TestHealthAskerLeaves(t *testing.T) {
 }
 
 func TestProbeSocket(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	hang := func(ctx context.Context) (*csi.ProbeResponse, error) {
 		<-ctx.Done()
 		return nil, ctx.Err()
@@ -207,7 +208,7 @@ func TestProbeSocket(t *testing.T) {
 		"hanging":   {hang, "DeadlineExceeded"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			audit(t)
+			leaktest.Check(t)
 			socket := filepath.Join(socketDir(t), "a %2f?#.sock") // no URL
 			servePlugin(t, socket, &plugin{probe: c.probe})
 			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
@@ -222,7 +223,7 @@ func TestProbeSocket(t *testing.T) {
 
 // The plugin goes and comes; the check sees both.
 func TestProbeSocketAfterRestart(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	socket := filepath.Join(socketDir(t), "csi.sock")
 	h := newHealth(t, kubelet.ProbeSocket(socket), kubelet.HealthOptions{})
 	if code, body := ask(t.Context(), h); code != 503 || !strings.Contains(body, "no such file") {

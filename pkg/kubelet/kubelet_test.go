@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -19,23 +18,6 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 )
-
-// audit fails the test if it leaves goroutines. It has to be the first call of a test,
-// so that its cleanup is the last.
-func audit(t *testing.T) {
-	t.Helper()
-	before := runtime.NumGoroutine()
-	t.Cleanup(func() {
-		for end := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; time.Sleep(5 * time.Millisecond) {
-			if time.Now().After(end) {
-				stacks := make([]byte, 1<<20)
-				stacks = stacks[:runtime.Stack(stacks, true)]
-				t.Errorf("%d goroutines at the end, %d at the start:\n%s", runtime.NumGoroutine(), before, stacks)
-				return
-			}
-		}
-	})
-}
 
 // within waits until ok or fails the test.
 func within(t *testing.T, what string, ok func() bool) {

@@ -15,6 +15,7 @@ import (
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
 	"github.com/k8ns/granary/pkg/kubelet"
+	"github.com/k8ns/granary/pkg/leaktest"
 )
 
 const (
@@ -53,7 +54,7 @@ func serve(t *testing.T, r *kubelet.Registration) (stop func()) {
 }
 
 func TestRegistration(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	dir, log := socketDir(t), &logBuffer{}
 	csiSocket := filepath.Join(dir, "csi.sock")
 	servePlugin(t, csiSocket, &plugin{probe: ready(true)})
@@ -85,7 +86,7 @@ func TestRegistration(t *testing.T) {
 }
 
 func TestFailedRegistration(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	dir, log := socketDir(t), &logBuffer{}
 	r := newRegistration(t, dir, "/run/csi.sock", log)
 	serve(t, r)
@@ -111,7 +112,7 @@ func TestFailedRegistration(t *testing.T) {
 
 // A message that is too long must not be kept.
 func TestRegistrationLimitsMessages(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	r := newRegistration(t, socketDir(t), "/run/csi.sock", &logBuffer{})
 	serve(t, r)
 	client := registerapi.NewRegistrationClient(dial(t, r.Socket()))
@@ -125,7 +126,7 @@ func TestRegistrationLimitsMessages(t *testing.T) {
 }
 
 func TestRegistrationArguments(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	long := "/" + strings.Repeat("d", 107)
 	for _, c := range []struct{ driver, csiSocket, dir, want string }{
 		{"", "/csi.sock", "/reg", "driver name"},
@@ -153,7 +154,7 @@ func TestRegistrationArguments(t *testing.T) {
 // The longest driver name fits into kubelet's directory, and every path that fits a
 // socket can be listened on.
 func TestLongestSocketPath(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	name := strings.Repeat("n", 63)
 	if _, err := kubelet.NewRegistration(name, "/csi.sock", kubelet.RegistrationOptions{}); err != nil {
 		t.Error(err)
@@ -171,7 +172,7 @@ func TestLongestSocketPath(t *testing.T) {
 }
 
 func TestListenMode(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	dir := socketDir(t)
 	r := newRegistration(t, dir, "/csi.sock", &logBuffer{})
 	serve(t, r)
@@ -187,7 +188,7 @@ func TestListenMode(t *testing.T) {
 // Kubelet takes every socket for a plugin whose name does not begin with a dot, and
 // does not forget one that is renamed: it may see nothing but the right name.
 func TestListenShowsKubeletOneName(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	dir := socketDir(t)
 	created := watch(t, dir)
 	r := newRegistration(t, dir, "/csi.sock", &logBuffer{})
@@ -246,7 +247,7 @@ func leaveSocket(t *testing.T, path string) {
 }
 
 func TestStaleSocketIsReplaced(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	dir := socketDir(t)
 	leaveSocket(t, filepath.Join(dir, socketName))
 	leaveSocket(t, filepath.Join(dir, "."+socketName[1:])) // killed while it made one
@@ -260,7 +261,7 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 }
 
 func TestLivingSocketStays(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	dir := socketDir(t)
 	first := newRegistration(t, dir, "/csi.sock", &logBuffer{})
 	serve(t, first)
@@ -272,7 +273,7 @@ func TestLivingSocketStays(t *testing.T) {
 }
 
 func TestPlainFileStays(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	for _, name := range []string{socketName, "." + socketName[1:]} {
 		dir := socketDir(t)
 		if err := os.WriteFile(filepath.Join(dir, name), []byte("mine"), 0o600); err != nil {
@@ -289,7 +290,7 @@ func TestPlainFileStays(t *testing.T) {
 }
 
 func TestListenWithoutDirectory(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	dir := filepath.Join(socketDir(t), "not-mounted")
 	if _, err := newRegistration(t, dir, "/csi.sock", &logBuffer{}).Listen(); err == nil {
 		t.Error("a directory was made that kubelet does not watch")
@@ -298,7 +299,7 @@ func TestListenWithoutDirectory(t *testing.T) {
 
 // A successor's socket is not the predecessor's to remove.
 func TestStopLeavesSuccessorsSocket(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	dir := socketDir(t)
 	first := newRegistration(t, dir, "/csi.sock", &logBuffer{})
 	stop := serve(t, first)
@@ -312,7 +313,7 @@ func TestStopLeavesSuccessorsSocket(t *testing.T) {
 }
 
 func TestServeAfterStop(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	dir := socketDir(t)
 	r := newRegistration(t, dir, "/csi.sock", &logBuffer{})
 	ln, err := r.Listen()
@@ -330,7 +331,7 @@ func TestServeAfterStop(t *testing.T) {
 
 // Who connects and says nothing does not hold up the end.
 func TestStopIsBounded(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	r := newRegistration(t, socketDir(t), "/csi.sock", &logBuffer{})
 	serve(t, r)
 	conn, err := net.Dial("unix", r.Socket())

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/k8ns/granary/pkg/kubelet"
+	"github.com/k8ns/granary/pkg/leaktest"
 )
 
 var (
@@ -70,7 +71,7 @@ func do(t *testing.T, method, url string, body io.Reader) (int, string) {
 }
 
 func TestServerRoutes(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	addr, _ := serveHTTP(t, "127.0.0.1:0", fine)
 	for _, c := range []struct {
 		method, path string
@@ -99,7 +100,7 @@ func TestServerRoutes(t *testing.T) {
 }
 
 func TestServerRestarts(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	addr, stop := serveHTTP(t, "127.0.0.1:0", fine)
 	if code, text := do(t, "GET", "http://"+addr+"/healthz", nil); code != 200 {
 		t.Errorf("%d %q", code, text)
@@ -116,7 +117,7 @@ func TestServerRestarts(t *testing.T) {
 }
 
 func TestServerArguments(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	for path, want := range map[string]string{
 		"":           "begins with a slash",
 		"metrics":    "begins with a slash",
@@ -177,7 +178,7 @@ func connect(t *testing.T, addr string) net.Conn {
 }
 
 func TestServerLimitsHeaders(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	addr, _ := serveHTTP(t, "127.0.0.1:0", fine)
 	header := "GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", 16<<10) + "\r\n\r\n"
 	if line := raw(t, connect(t, addr), header); !strings.Contains(line, "431") {
@@ -187,7 +188,7 @@ func TestServerLimitsHeaders(t *testing.T) {
 
 // Who does not get to the end of the header is thrown out.
 func TestServerLimitsHeaderTime(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	addr, _ := serveHTTP(t, "127.0.0.1:0", fine)
 	start := time.Now()
 	line := raw(t, connect(t, addr), "GET /healthz HTTP/1.1\r\n")
@@ -197,7 +198,7 @@ func TestServerLimitsHeaderTime(t *testing.T) {
 }
 
 func TestServerLimitsConnections(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	addr, _ := serveHTTP(t, "127.0.0.1:0", fine)
 	const request = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 	var held []net.Conn
@@ -221,7 +222,7 @@ func TestServerLimitsConnections(t *testing.T) {
 
 // A handler that hangs holds up Stop only as long as its context lasts.
 func TestServerStopIsBounded(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	entered := make(chan struct{})
 	hanging := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		close(entered)
@@ -254,7 +255,7 @@ func TestServerStopIsBounded(t *testing.T) {
 }
 
 func TestServerServeAfterStop(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	s, err := kubelet.NewServer(fine, kubelet.ServerOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -275,7 +276,7 @@ func TestServerServeAfterStop(t *testing.T) {
 
 // The whole: a plugin that hangs, seen over HTTP, with askers that pile up.
 func TestHangingPluginOverHTTP(t *testing.T) {
-	audit(t)
+	leaktest.Check(t)
 	socket := socketDir(t) + "/csi.sock"
 	ln, err := net.Listen("unix", socket) // nobody accepts
 	if err != nil {

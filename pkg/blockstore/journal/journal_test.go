@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/k8ns/granary/pkg/leaktest"
 	"github.com/k8ns/granary/pkg/vfs"
 	"github.com/k8ns/granary/pkg/wal"
 )
@@ -18,6 +19,7 @@ func pool(t *testing.T, fsys vfs.FS, segments int64) (*Pool, []Recovered) {
 	if err := fsys.MkdirAll("/j"); err != nil {
 		t.Fatal(err)
 	}
+	leaktest.Check(t)
 	p, owned, bad, err := OpenPool(fsys, "/j", PoolOptions{
 		Store: [16]byte{1}, SegmentBytes: 8 * wal.PageSize, BudgetBytes: segments * 8 * wal.PageSize,
 		Rand: reader{rand.NewChaCha8([32]byte{3})},

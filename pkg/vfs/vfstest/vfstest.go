@@ -10,6 +10,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/k8ns/granary/pkg/leaktest"
 	"github.com/k8ns/granary/pkg/vfs"
 )
 
@@ -46,6 +47,7 @@ func Run(t *testing.T, newFS func(t *testing.T) (fsys vfs.FS, dir string)) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			leaktest.Check(t)
 			fsys, dir := newFS(t)
 			tt.test(t, env{FS: fsys, dir: dir})
 		})
