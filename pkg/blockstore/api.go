@@ -133,8 +133,8 @@ type Stats struct {
 	CacheMisses      int64   `json:"cacheMisses"`
 	DiskFree         int64   `json:"diskFree"`
 	DiskUnknown      bool    `json:"diskUnknown,omitempty"` // the file system does not tell how large it is
-	Full             bool    `json:"full"`    // only the reserve is left; writers that need space wait
-	Waiting          int     `json:"waiting"` // volumes whose writes wait for space or are refused
+	Full             bool    `json:"full"`                  // only the reserve is left; writers that need space wait
+	Waiting          int     `json:"waiting"`               // volumes whose writes wait for space or are refused
 	Damaged          int     `json:"damaged"`
 	ChunkFiles       int     `json:"chunkFiles"`
 	Chunks           int     `json:"chunks"`

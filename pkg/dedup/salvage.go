@@ -1,7 +1,6 @@
 package dedup
 
 import (
-	"errors"
 	"io"
 
 	"github.com/k8ns/granary/pkg/wal"
@@ -87,9 +86,9 @@ func (h *chunkHead) sameAs(o *chunkHead) bool {
 func (s *Store) scanCandidates(r io.ReaderAt, size int64) ([]candidate, error) {
 	var out []candidate
 	at, searched := int64(fileHeaderSize), false
-	b := make([]byte, headSize)
+	b, w := make([]byte, headSize), newWindow(r, size)
 	for at >= 0 && at+headSize <= size && at <= maxFileBytes {
-		if _, err := r.ReadAt(b, at); err != nil {
+		if _, err := w.ReadAt(b, at); err != nil {
 			return nil, err
 		}
 		h, err := parseChunkHead(b)
@@ -101,7 +100,7 @@ func (s *Store) scanCandidates(r io.ReaderAt, size int64) ([]candidate, error) {
 			}
 		}
 		searched = true
-		next, err := findHead(r, at+1, size)
+		next, err := nextHead(w, at+1)
 		if err != nil {
 			return nil, err
 		}
@@ -379,25 +378,4 @@ func (p *parts) verbatim(f *front, commit uint64) *encodedChunk {
 	meta := h.appendTo(nil)
 	meta = append(append(meta, p.front...), p.list...)
 	return &encodedChunk{front: &front{head: h, have: f.have, groups: f.groups}, meta: meta, data: [][]byte{p.payload}}
-}
-
-// findHead is nextHead that tells a read error from the end.
-func findHead(r io.ReaderAt, at, size int64) (int64, error) {
-	e := &errReader{r: r}
-	next := nextHead(e, at, size)
-	return next, e.err
-}
-
-// errReader remembers an error other than the end of the file.
-type errReader struct {
-	r   io.ReaderAt
-	err error
-}
-
-func (e *errReader) ReadAt(p []byte, off int64) (int, error) {
-	n, err := e.r.ReadAt(p, off)
-	if err != nil && !errors.Is(err, io.EOF) {
-		e.err = err
-	}
-	return n, err
 }
