@@ -568,6 +568,30 @@ func hurt(t testing.TB, s *Store, fsys *vfs.Mem, v *Volume, block int64) {
 	}
 }
 
+// A fold that writes a whole damaged chunk again heals its slots once: a record that was
+// to be deleted twice made the fold fail.
+func TestWholeChunkHeals(t *testing.T) {
+	fsys := vfs.NewMem()
+	s := openStore(t, fsys, sickOptions())
+	v := newVolume(t, s, "v", MinVolumeSize)
+	p := noise(1, BlockSize)
+	writeAt(t, v, p, 0)
+	foldAll(t, s)
+	hurt(t, s, fsys, v, 0)
+	if _, err := v.ReadAt(make([]byte, BlockSize), 0); !errors.Is(err, ErrCorrupt) {
+		t.Fatalf("read of a damaged block: %v", err)
+	}
+	ok(t, s.damageStep())
+	writeAt(t, v, p, 0)
+	foldAll(t, s)
+	wantImage(t, readAll(t, v)[:BlockSize], p, "healed block")
+	if n := len(s.scan(keyDamage)); n > 0 {
+		t.Errorf("%d damage records are left", n)
+	}
+	ok(t, v.Close())
+	ok(t, s.Close())
+}
+
 // A write of less than a block onto a damaged one never stops the fold; what was not
 // written reads as an error from then on, until it is overwritten (I5).
 func TestPartialWriteOntoDamage(t *testing.T) {

@@ -312,7 +312,8 @@ func (w *Writer) Sync() error {
 	clear(w.need)
 	w.s.mu.Lock()
 	for _, at := range w.healing {
-		if ch := w.s.index[at.Chunk]; ch != nil && ch.readable(int(at.Slot)) {
+		_, bad := w.s.damage[at] // not if it is listed twice
+		if ch := w.s.index[at.Chunk]; bad && ch != nil && ch.readable(int(at.Slot)) {
 			w.s.forgetDamage(at)
 			w.healed = append(w.healed, at)
 		}
@@ -323,7 +324,7 @@ func (w *Writer) Sync() error {
 }
 
 // Healed lists the slots that were damaged and whose content this session stored
-// again, durably since the last Sync. Some may be listed twice.
+// again, durably since the last Sync, each once.
 func (w *Writer) Healed() []Slot { return slices.Clone(w.healed) }
 
 // Close ends the session, also one that failed. What it appended and nobody names is
