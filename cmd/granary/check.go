@@ -16,6 +16,7 @@ import (
 
 func (a *app) checkCommand() *cobra.Command {
 	var req admin.Check
+	var repair bool
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check that everything the catalog names is there and whole",
@@ -23,10 +24,21 @@ func (a *app) checkCommand() *cobra.Command {
 runs on the directory, otherwise by itself, changing nothing.
 
 Every problem is a line on stdout. Exit code 0: none found; 1: problems were found;
-2: the check could not be made.`,
+2: the check could not be made.
+
+With --repair, of a stopped store: read all data, put right what can be proved, and check
+again. Damaged chunk files are written anew with all that still has its fingerprint, and
+kept in quarantine/ below the data directory; what follows from other records is made anew;
+journals are never touched. Everything put right is a line on stdout, then every problem
+that remains. Exit code 0: nothing was wrong, or nothing remains; 1: something remains;
+2: it could not be done, and nothing is lost by that.`,
 		Args: cobra.NoArgs,
 		RunE: a.action(func(ctx context.Context, _ []string) error {
-			if err := a.check(ctx, req); err != nil {
+			do := func() error { return a.check(ctx, req) }
+			if repair {
+				do = func() error { return a.repair(ctx) }
+			}
+			if err := do(); err != nil {
 				var exit *exitError
 				if errors.As(err, &exit) {
 					return err
@@ -37,6 +49,7 @@ Every problem is a line on stdout. Exit code 0: none found; 1: problems were fou
 		}),
 	}
 	cmd.Flags().BoolVar(&req.ReadData, "read-data", false, "also read every block and check it against its fingerprint")
+	cmd.Flags().BoolVar(&repair, "repair", false, "put right what can be (reads all data; the daemon must be stopped)")
 	return a.withDataDir(a.withOutput(cmd))
 }
 
@@ -45,11 +58,14 @@ Every problem is a line on stdout. Exit code 0: none found; 1: problems were fou
 func (a *app) check(ctx context.Context, req admin.Check) error {
 	bar := newProgressBar(a.stderr)
 	defer bar.clear()
-	problems := 0
+	problems, repairable := 0, 0
 	report := func(p blockstore.Problem) {
 		problems++
+		if p.Repairable {
+			repairable++
+		}
 		bar.clear()
-		a.printProblem(p)
+		a.printLine(p)
 	}
 	_, err := a.client().Check(ctx, req, bar.update, report)
 	if errors.Is(err, admin.ErrNoDaemon) {
@@ -60,7 +76,7 @@ func (a *app) check(ctx context.Context, req admin.Check) error {
 		return err
 	}
 	if problems > 0 {
-		fmt.Fprintf(a.stderr, "granary: %d problems found\n", problems)
+		fmt.Fprintf(a.stderr, "granary: %d problems found%s\n", problems, repairHint(repairable))
 		return &exitError{code: exitFailed}
 	}
 	if a.output != "json" {
@@ -69,10 +85,57 @@ func (a *app) check(ctx context.Context, req admin.Check) error {
 	return nil
 }
 
-func (a *app) checkStopped(ctx context.Context, req admin.Check, progress func(done, total int64), report func(blockstore.Problem)) error {
-	// A directory that does not exist is a mistyped one, not a store without faults.
+// repairHint tells what a repair would make of problems.
+func repairHint(repairable int) string {
+	if repairable == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; with the daemon stopped, granary check --repair would rebuild %d of these", repairable)
+}
+
+// repair repairs the stopped store and prints what it did and what remains.
+func (a *app) repair(ctx context.Context) error {
+	if err := a.wantDirectory(); err != nil {
+		return err
+	}
+	bar := newProgressBar(a.stderr)
+	defer bar.clear()
+	result, err := blockstore.Repair(ctx, vfs.NewOS(), a.dataDir, blockstore.RepairOptions{
+		Progress: bar.update,
+		Mended:   func(m blockstore.Mend) { bar.clear(); a.printLine(m) },
+		Remains:  func(p blockstore.Problem) { bar.clear(); a.printLine(p) },
+	})
+	bar.clear()
+	if errors.Is(err, blockstore.ErrLocked) {
+		return fmt.Errorf("a daemon has %s open: only a stopped store can be repaired: %w", a.dataDir, err)
+	}
+	if err != nil {
+		return err
+	}
+	if result.Remains > 0 {
+		fmt.Fprintf(a.stderr, "granary: %d problems found, %d things repaired, %d problems remain\n", result.Found, result.Mended, result.Remains)
+		return &exitError{code: exitFailed}
+	}
+	if a.output != "json" && result.Found == 0 {
+		fmt.Fprintln(a.stdout, "no problems found")
+	} else if a.output != "json" {
+		fmt.Fprintf(a.stdout, "%d problems found, %d things repaired, none remains\n", result.Found, result.Mended)
+	}
+	return nil
+}
+
+// wantDirectory refuses a directory that does not exist: it is a mistyped one, not a
+// store without faults.
+func (a *app) wantDirectory() error {
 	if _, err := os.Stat(a.dataDir); err != nil {
 		return fmt.Errorf("no store: %w", err)
+	}
+	return nil
+}
+
+func (a *app) checkStopped(ctx context.Context, req admin.Check, progress func(done, total int64), report func(blockstore.Problem)) error {
+	if err := a.wantDirectory(); err != nil {
+		return err
 	}
 	o := blockstore.CheckOptions{ReadData: req.ReadData, Progress: progress}
 	err := blockstore.CheckStopped(ctx, vfs.NewOS(), a.dataDir, o, report)
@@ -82,13 +145,13 @@ func (a *app) checkStopped(ctx context.Context, req admin.Check, progress func(d
 	return err
 }
 
-// printProblem prints one problem on a line, for a person or as JSON.
-func (a *app) printProblem(p blockstore.Problem) {
+// printLine prints a problem, or what was repaired, on a line, for a person or as JSON.
+func (a *app) printLine(v any) {
 	if a.output != "json" {
-		fmt.Fprintln(a.stdout, p)
+		fmt.Fprintln(a.stdout, v)
 		return
 	}
-	if raw, err := json.Marshal(p); err == nil {
+	if raw, err := json.Marshal(v); err == nil {
 		fmt.Fprintf(a.stdout, "%s\n", raw)
 	}
 }

@@ -15,22 +15,26 @@ var (
 	dedupRot     = tests("./pkg/dedup", "TestEveryByteOfAFooter|TestEveryByte|TestHealing")
 	dedupCollect = tests("./pkg/dedup", "TestCondemn|TestCollectDamaged|TestCollectFaults|TestCollectRandom")
 	dedupSync    = tests("./pkg/dedup", "TestSyncFailure|TestFaults")
+	dedupMend    = tests("./pkg/dedup", "TestSalvage.*|TestRebuil.*")
 	dedupAll     = all("./pkg/dedup")
 
-	engineTrace   = tests("./pkg/blockstore", "TestTrace")
-	engineReach   = tests("./pkg/blockstore", "TestLostSegmentAfterKill|TestOlderSegmentAfterKill|TestCommitsOfFlushes|TestFlushThatCannotBeNoted|TestDeletedVolumeOwesOnlyItsCuts|TestFlushWhileFoldCommits|TestSwappedSegmentsAfterKill")
-	engineWeave   = tests("./pkg/blockstore", "TestEveryInterleaving")
-	engineGate    = tests("./pkg/blockstore", "TestGate|TestCollectionWaitsForFolds|TestCommitsAreConditional|TestRootsOfCuts")
-	engineVolume  = tests("./pkg/blockstore", "TestWriteOfAVolumeClosedMeanwhile|TestFailedAppendEndsWhoWaits|TestWriterAndCutWaitTogether|TestUnsyncedMemoryIsBounded|TestVolumeRanges")
-	engineRace    = tests("./pkg/blockstore", "TestAcknowledgeWaitsForEarlierRecords|TestSnapshotWaitsForWritesInFlight|TestSnapshotDuringFold|TestFoldDuringSnapshot")
-	engineState   = tests("./pkg/blockstore", "TestCopyHasItsSourcesState|TestStateMovesWhileCopied|TestSizesAndErrors|TestVolumeRanges")
-	engineFault   = tests("./pkg/blockstore", "TestJournalSyncFails|TestChunkSyncFails|TestTornTailStaysCut|TestFlushCoversWhatWasRecovered|TestFailedVolumeAttachesAgain|TestUnreadableSegmentHeader")
-	engineRot     = tests("./pkg/blockstore", "TestStoreHeader_Refused|TestRecords_Refused|TestEpoch_Refused|TestOlderCatalog|TestDamagedHeader|TestDamagedMapNode|TestDamageHeals|TestPartialWriteOntoDamage|TestUnreadableSegmentHeader|TestLostCutIsSaid|TestDamagedJournal")
-	engineRotAll  = tests("./pkg/blockstore", "TestRot")
-	engineScratch = tests("./pkg/blockstore", "TestScratch.*")
-	engineFull    = tests("./pkg/blockstore", "TestFull.*|TestOnFullError|TestCollectOnDiskFullToTheLastPage")
-	engineMany    = tests("./pkg/blockstore", "TestConcurrent")
-	engineSim     = tests("./pkg/blockstore", "TestSimulation")
+	engineTrace  = tests("./pkg/blockstore", "TestTrace")
+	engineReach  = tests("./pkg/blockstore", "TestLostSegmentAfterKill|TestOlderSegmentAfterKill|TestCommitsOfFlushes|TestFlushThatCannotBeNoted|TestDeletedVolumeOwesOnlyItsCuts|TestFlushWhileFoldCommits|TestSwappedSegmentsAfterKill")
+	engineWeave  = tests("./pkg/blockstore", "TestEveryInterleaving")
+	engineGate   = tests("./pkg/blockstore", "TestGate|TestCollectionWaitsForFolds|TestCommitsAreConditional|TestRootsOfCuts")
+	engineVolume = tests("./pkg/blockstore", "TestWriteOfAVolumeClosedMeanwhile|TestFailedAppendEndsWhoWaits|TestWriterAndCutWaitTogether|TestUnsyncedMemoryIsBounded|TestVolumeRanges")
+	engineRace   = tests("./pkg/blockstore", "TestAcknowledgeWaitsForEarlierRecords|TestSnapshotWaitsForWritesInFlight|TestSnapshotDuringFold|TestFoldDuringSnapshot")
+	engineState  = tests("./pkg/blockstore", "TestCopyHasItsSourcesState|TestStateMovesWhileCopied|TestSizesAndErrors|TestVolumeRanges")
+	engineFault  = tests("./pkg/blockstore", "TestJournalSyncFails|TestChunkSyncFails|TestTornTailStaysCut|TestFlushCoversWhatWasRecovered|TestFailedVolumeAttachesAgain|TestUnreadableSegmentHeader")
+	engineRot    = tests("./pkg/blockstore", "TestStoreHeader_Refused|TestRecords_Refused|TestEpoch_Refused|TestOlderCatalog|TestDamagedHeader|TestDamagedMapNode|TestDamageHeals|TestWholeChunkHeals|TestPartialWriteOntoDamage|TestUnreadableSegmentHeader|TestLostCutIsSaid|TestDamagedJournal")
+	engineMend   = tests("./pkg/blockstore", "TestRepairChunkFiles|TestRepairedLossIsNoDedupTarget|TestStaleDamageRecordsGo")
+	// A repair that dies at every operation.
+	engineMendDeath = tests("./pkg/blockstore", "TestRepairEveryCrash")
+	engineRotAll    = tests("./pkg/blockstore", "TestRot")
+	engineScratch   = tests("./pkg/blockstore", "TestScratch.*")
+	engineFull      = tests("./pkg/blockstore", "TestFull.*|TestOnFullError|TestCollectOnDiskFullToTheLastPage")
+	engineMany      = tests("./pkg/blockstore", "TestConcurrent")
+	engineSim       = tests("./pkg/blockstore", "TestSimulation")
 
 	raceEngine  = raceIn("./pkg/blockstore", "TestConcurrent")
 	raceDedup   = raceIn("./pkg/dedup", "TestCollectRace")
@@ -250,6 +254,12 @@ var breakages = []breakage{
 	{"pkg/blockstore/volume.go", "off%sectorBytes != 0 || n%sectorBytes != 0 {\n\t\treturn fmt.Errorf(\"%s of", "false {\n\t\treturn fmt.Errorf(\"%s of", "volume: access that is not whole sectors", []step{engineState}},
 	{"pkg/blockstore/volumes.go", "if size < rec.Size {", "if false && size < rec.Size {", "volume: made smaller", []step{engineState}},
 	{"pkg/blockstore/volumes.go", "if r.Size < src.size {", "if false && r.Size < src.size {", "copy: smaller than its source", []step{engineState}},
+	// Repair.
+	{"pkg/dedup/repair.go", "\t\terr = r.seal()\n", "", "repair: damaged file moved before the new one is durable", []step{engineMend, engineMendDeath}},
+	{"pkg/dedup/index.go", "\tif c.allLost() {", "\tif false {", "repair: dedup against a slot that is lost", []step{engineMend}},
+	{"pkg/dedup/salvage.go", "if t.have.has(i) && t.fps[i] == fp {", "if t.have.has(i) {", "repair: saves what does not have its fingerprint", []step{dedupMend, engineMend}},
+	{"pkg/dedup/verify.go", "\tif whole {\n\t\ts.markGood(c, lo, hi)\n\t}\n", "", "check: damage that reads whole again stays damage", []step{engineMend}},
+	{"pkg/dedup/writer.go", "if ch := w.s.index[at.Chunk]; bad && ch != nil", "if ch := w.s.index[at.Chunk]; (bad || true) && ch != nil", "heal: a slot told twice, so that the commit fails", []step{engineRot}},
 	// The device.
 	{"pkg/export/errors.go", "\t\treturn unix.EIO\n", "\t\treturn unix.ENOSYS\n", "FSYNC that failed answered with ENOSYS", []step{exportFuse}},
 	{"pkg/export/fuse_server.go", "f.reply(h, f.errno(\"flush\", 0, 0, f.dev.Flush()))", "f.reply(h, unix.ENOSYS)", "FSYNC answered with ENOSYS", []step{exportFuse}},
