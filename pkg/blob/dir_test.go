@@ -3,6 +3,7 @@ package blob
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 
@@ -273,6 +274,57 @@ func TestFaultsAreTold(t *testing.T) {
 		fsys.SetHook(nil)
 		if l, err := d.List(); err != nil || len(l) != 1 {
 			t.Errorf("after a failed %v: %v, %v", c.kind, l, err)
+		}
+	}
+}
+
+// A file that is moved away is durable where it is then, and overwrites nothing.
+func TestMoveTo(t *testing.T) {
+	mem := vfs.NewMem()
+	d := newDir(t, mem)
+	for i, want := range []string{"x", "x.1", "x.2"} {
+		f := create(t, d, "x", fmt.Sprint("hello", i))
+		f.Finish()
+		if name, err := f.MoveTo("/a/aside"); err != nil || name != want {
+			t.Fatalf("moved to %q, %v; want %q", name, err, want)
+		}
+		if _, err := f.ReadAt(make([]byte, 1), 0); !errors.Is(err, vfs.ErrNotExist) {
+			t.Errorf("read where it was: %v", err)
+		}
+	}
+	mem.Crash(nil, 0)
+	for i, name := range []string{"x", "x.1", "x.2"} {
+		if got, err := vfs.ReadFile(mem, "/a/aside/"+name); err != nil || string(got) != fmt.Sprint("hello", i) {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+	if l, err := newDir(t, mem).List(); err != nil || len(l) != 0 {
+		t.Errorf("left: %v, %v", l, err)
+	}
+}
+
+// A move that fails says which file it was about, and leaves it in one place.
+func TestMoveToFails(t *testing.T) {
+	broken := errors.New("broken")
+	for _, kind := range []vfs.OpKind{vfs.OpMkdir, vfs.OpStat, vfs.OpRename, vfs.OpSyncDir} {
+		mem := vfs.NewMem()
+		fsys := vfs.NewFaulty(mem)
+		d := newDir(t, fsys)
+		f := create(t, d, "x", "hello")
+		f.Finish()
+		fsys.SetHook(func(op vfs.Op) error {
+			if op.Kind == kind {
+				return broken
+			}
+			return nil
+		})
+		if _, err := f.MoveTo("/a/aside"); !errors.Is(err, broken) || !strings.Contains(err.Error(), "move x") {
+			t.Errorf("%v: %v", kind, err)
+		}
+		_, here := vfs.ReadFile(mem, "/a/chunks/x")
+		_, there := vfs.ReadFile(mem, "/a/aside/x")
+		if (here == nil) == (there == nil) {
+			t.Errorf("%v: here %v, there %v", kind, here, there)
 		}
 	}
 }

@@ -1,0 +1,305 @@
+package dedup
+
+import (
+	"bytes"
+	"errors"
+	"path"
+	"strings"
+	"testing"
+
+	"github.com/k8ns/granary/pkg/vfs"
+	"github.com/k8ns/granary/pkg/wal"
+)
+
+// madeChunk is a chunk as it is in a file, and what it holds.
+type madeChunk struct {
+	b      []byte
+	head   chunkHead
+	have   bitmap
+	tree   *tree // of all slots
+	blocks [][]byte
+}
+
+// makeChunk encodes n blocks, of which a copy keeps those that keep tells.
+func makeChunk(t *testing.T, s *Store, n int, keep func(int) bool) madeChunk {
+	t.Helper()
+	m := madeChunk{tree: &tree{kind: KindData, n: n, have: fullBitmap(n), fps: make([]Fingerprint, n)}}
+	for i := range n {
+		b := block(i)
+		if i%3 == 0 {
+			b = noise(i)
+		}
+		m.blocks = append(m.blocks, b)
+		m.tree.fps[i] = FingerprintOf(b)
+		if keep(i) {
+			m.have.set(i)
+		}
+	}
+	id, err := m.tree.id()
+	if err != nil {
+		t.Fatal(err)
+	}
+	part, err := m.tree.reduce(&m.have)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := s.encodeMixed(id, part, 3, CodecZstd, nil, func(i int) []byte { return m.blocks[i] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.head, m.b = e.front.head, bytes.Clone(e.meta)
+	for _, d := range e.data {
+		m.b = append(m.b, d...)
+	}
+	return m
+}
+
+func nothingKnown(ChunkID) *tree { return nil }
+
+// Any one byte of a chunk may be wrong: what it is not of is saved, and nothing is saved
+// that is not right.
+func TestSalvageAfterAnyByte(t *testing.T) {
+	s := open(t, vfs.NewMem(), 1)
+	for _, c := range []struct {
+		what string
+		keep func(int) bool
+	}{
+		{"whole", func(int) bool { return true }},
+		{"partial", func(i int) bool { return i < 11 || i > 17 && i != 25 }},
+	} {
+		m := makeChunk(t, s, 30, c.keep)
+		list := headSize + int64(m.head.front)
+		payload := list + int64(m.head.list)
+		hashes := payload - int64(m.head.list) + 20*int64(m.head.present) // of absent subtrees
+		for at := int64(0); at < int64(len(m.b)); at++ {
+			if at > payload && at%29 != 0 {
+				continue
+			}
+			b := bytes.Clone(m.b)
+			b[at] ^= 1 << (at % 8)
+			cand := candidate{head: m.head, have: &m.have, listed: true}
+			if _, err := parseChunkHead(b); err != nil {
+				cand.head.frontCRC, cand.head.listCRC, cand.headBad = 0, 0, true
+			}
+			v, err := s.salvage(bytes.NewReader(b), int64(len(b)), cand, nothingKnown)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if at >= hashes && at < payload { // that proves nothing; but from elsewhere the ID is proved
+				if v.tree != nil || v.raw == nil {
+					t.Fatalf("%s: byte %d: a list without its hashes: %+v", c.what, at, v.tree)
+				}
+				v, _ = s.salvage(bytes.NewReader(b), int64(len(b)), cand, func(ChunkID) *tree { return m.tree })
+			}
+			if v.tree == nil || v.tree.prove(m.head.id) != nil || v.tree.have != m.have {
+				t.Fatalf("%s: byte %d: nothing is proved", c.what, at)
+			}
+			lost := v.tree.have.minus(&v.good)
+			if n := lost.count(); at < payload && n > 0 || n > 8 || v.clean() {
+				t.Fatalf("%s: byte %d: %d slots lost, clean %v", c.what, at, n, v.clean())
+			}
+			for i, got := range v.blocks {
+				if got != nil && !bytes.Equal(got, m.blocks[i]) {
+					t.Fatalf("%s: byte %d: slot %d has other bytes", c.what, at, i)
+				}
+			}
+		}
+	}
+}
+
+// A front of which several entries are wrong still shows the groups before and behind.
+func TestSalvageFromBothEnds(t *testing.T) {
+	s := open(t, vfs.NewMem(), 1)
+	m := makeChunk(t, s, 64, func(int) bool { return true })
+	clear(m.b[headSize+2*groupEntry : headSize+5*groupEntry]) // groups 2 to 4 of 8
+	v, err := s.salvage(bytes.NewReader(m.b), int64(len(m.b)), candidate{head: m.head}, nothingKnown)
+	if err != nil || v.tree == nil {
+		t.Fatal(err)
+	}
+	if v.good.countRange(0, 16) != 16 || v.good.countRange(16, 40) != 0 || v.good.countRange(40, 64) != 24 {
+		t.Errorf("good are %b", v.good[0])
+	}
+	// What is cut off is lost, and no more.
+	m = makeChunk(t, s, 64, func(int) bool { return true })
+	half := int64(len(m.b)) - int64(m.head.payload)/2
+	v, err = s.salvage(bytes.NewReader(m.b[:half]), half, candidate{head: m.head}, nothingKnown)
+	if err != nil || v.tree == nil || v.good.count() < 24 || v.good.count() > 40 {
+		t.Errorf("half of a chunk: %v, %d slots", err, v.good.count())
+	}
+}
+
+// spoiledFile stores blocks, stops, lets spoil change the one chunk file, and opens again
+// after all has been verified.
+func spoiledFile(t *testing.T, spoil func(c *chunkCopy, data []byte) []byte, ns ...int) (*vfs.Mem, *Store, []Slot, string) {
+	t.Helper()
+	mem := vfs.NewMem()
+	s := open(t, mem, 1)
+	at := put(t, s, ns...)
+	c := s.index[at[0].Chunk].copies[0]
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	name := s.Files()[0].Name
+	data, err := vfs.ReadFile(mem, path.Join(testDir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	data = spoil(c, data)
+	f, err := mem.Open(path.Join(testDir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(data, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	s = open(t, mem, 2, func(o *Options) { o.Repair = true })
+	if err := s.VerifyFile(name, true, func(Problem) {}); err != nil {
+		t.Fatal(err)
+	}
+	return mem, s, at, name
+}
+
+// rebuildFile rebuilds a file, which must be worth it, and takes it away.
+func rebuildFile(t *testing.T, s *Store, name string, needed func(Slot) bool) *Rebuilt {
+	t.Helper()
+	r, err := s.Rebuild(name, needed)
+	if err != nil || r == nil {
+		t.Fatalf("rebuild: %v, %v", r, err)
+	}
+	if moved, err := r.Retire("/store/quarantine"); err != nil || moved != name {
+		t.Fatalf("retire: %q, %v", moved, err)
+	}
+	invariants(t, s)
+	return r
+}
+
+// A chunk that nothing proves, but that can be read, is carried into the new file as it
+// is: what could be read before can be read after.
+func TestRebuildCarriesWhatItCannotProve(t *testing.T) {
+	_, s, at, name := spoiledFile(t, func(c *chunkCopy, data []byte) []byte {
+		list := int64(c.off) + headSize + int64(c.front)
+		data[list] ^= 1                 // the fingerprint of slot 0
+		data[list+int64(c.list)+3] ^= 1 // and its group
+		data[len(data)-90] ^= 1         // and the trailer
+		return data
+	}, seq(0, 24)...)
+	r := rebuildFile(t, s, name, nil)
+	if r.New == "" || len(r.Lost) > 0 {
+		t.Errorf("%+v", r)
+	}
+	check(t, s, at[8:], seq(8, 24)...)
+	if _, err := s.ReadNode(at[0]); err == nil {
+		t.Error("the damaged group reads")
+	}
+}
+
+// What a search finds may be made by a guest: its commit number is not believed, and what
+// nobody needs of it is not saved.
+func TestRebuildDoesNotBelieveWhatItSearches(t *testing.T) {
+	mem := vfs.NewMem()
+	s := open(t, mem, 1)
+	forged := makeChunk(t, s, 1, func(int) bool { return true })
+	forged.head.commit = 1 << 60
+	meta := append(forged.head.appendTo(nil), forged.b[headSize:len(forged.b)-BlockSize]...)
+	guest := noise(3)
+	copy(guest[BlockSize-len(meta):], meta) // its payload is the next block
+	w := s.NewWriter(CodecRaw, 3)
+	var last Ref
+	for _, b := range [][]byte{noise(1), guest, forged.blocks[0], noise(4)} {
+		var err error
+		if last, err = w.Block(b, Slot{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(w.Flush(), w.Sync()); err != nil {
+		t.Fatal(err)
+	}
+	c := s.index[w.Slot(last).Chunk].copies[0]
+	w.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	name := s.Files()[0].Name
+	mem.Corrupt(path.Join(testDir, name), 0, func(b []byte) {
+		b[len(b)-90] ^= 1 // no footer, and no head: a search goes through the payload
+		b[c.off+10] ^= 1
+	})
+	for _, needed := range []bool{false, true} {
+		s = open(t, mem.Clone(), 2, func(o *Options) { o.Repair = true })
+		r, err := s.Rebuild(name, func(Slot) bool { return needed })
+		if err != nil || r == nil {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		if (r.New != "") != needed || s.MaxCommit() >= 1<<60 {
+			t.Errorf("needed %v: saved %+v, highest commit number %d", needed, r, s.MaxCommit())
+		}
+	}
+}
+
+// The copies that a rebuilding makes can be scanned: a footer that rots later costs
+// nothing more.
+func TestRebuiltFileIsRebuilt(t *testing.T) {
+	mem, s, at, name := spoiledFile(t, func(c *chunkCopy, data []byte) []byte {
+		data[int64(c.off)+headSize+int64(c.front)+int64(c.list)+3] ^= 1
+		data[len(data)-90] ^= 1
+		return data
+	}, seq(0, 24)...)
+	r := rebuildFile(t, s, name, nil)
+	if len(r.Lost) != 8 || r.Lost[0].Fingerprint != FingerprintOf(block(0)) || r.Lost[0].File != r.New || r.Slots != 16 {
+		t.Fatalf("%+v", r)
+	}
+	for _, n := range seq(0, 8) {
+		if _, err := s.ReadNode(at[n]); err == nil || !strings.Contains(err.Error(), lostReason) {
+			t.Fatalf("slot %d: %v", n, err)
+		}
+	}
+	mem.Corrupt(path.Join(testDir, r.New), 0, func(b []byte) { b[len(b)-90] ^= 1 })
+	s = open(t, mem, 3, func(o *Options) { o.Repair = true })
+	again := rebuildFile(t, s, r.New, nil)
+	if len(again.Lost) != 8 || again.Slots != 16 {
+		t.Fatalf("%+v", again)
+	}
+	check(t, s, at[8:], seq(8, 24)...)
+	// Written again the lost slots heal, and then the file has nothing to be repaired but
+	// what another holds.
+	s.LoadDamage(again.Lost)
+	put(t, s, seq(0, 8)...)
+	check(t, s, at, seq(0, 24)...)
+	if s.DamagedCount() > 0 {
+		t.Errorf("damaged: %v", s.Damaged())
+	}
+	if err := s.SealOpen(); err != nil {
+		t.Fatal(err)
+	}
+	if last := rebuildFile(t, s, again.New, nil); len(last.Lost) != 0 || last.Slots != 16 {
+		t.Errorf("%+v", last)
+	}
+	check(t, s, at, seq(0, 24)...)
+}
+
+// One byte is less than any codec makes of blocks, so no group with content has it.
+func TestLostGroupsAreLikeNoOther(t *testing.T) {
+	cs, err := newCodecs(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cs.close()
+	zeros := make([]byte, BlockSize<<maxShift)
+	for _, codec := range []Codec{CodecZstd, CodecS2} {
+		for n := BlockSize; n <= len(zeros); n += BlockSize {
+			if g := cs.compress(codec, zeros[:n], make([]byte, 0, n)); len(g.data) <= lostGroup {
+				t.Errorf("%d zeros are %d bytes of %s", n, len(g.data), codec)
+			}
+		}
+	}
+	have := fullBitmap(20)
+	for _, g := range lostGroups(20, &have, 3) {
+		if g.crc == wal.PageCRC(g.data) || cs.decompress(g.codec, make([]byte, 8*BlockSize), g.data) == nil {
+			t.Error("a lost group can be read")
+		}
+	}
+}
