@@ -1,6 +1,7 @@
 package blockstore
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
@@ -22,8 +23,10 @@ func DumpFile(w io.Writer, fsys vfs.FS, name string) error {
 	}
 	defer f.Close()
 	var head [8]byte
-	if _, err := f.ReadAt(head[:], 0); err != nil {
+	if _, err := f.ReadAt(head[:], 0); errors.Is(err, io.EOF) {
 		return fmt.Errorf("dump %s: shorter than any Granary file: %w", name, wal.ErrFormat)
+	} else if err != nil {
+		return fmt.Errorf("dump %s: %w", name, err)
 	}
 	switch magic := string(head[:4]); {
 	case magic == "GRST":
@@ -37,7 +40,7 @@ func DumpFile(w io.Writer, fsys vfs.FS, name string) error {
 	case magic[:2] == "GN":
 		page := make([]byte, BlockSize)
 		if _, err := f.ReadAt(page, 0); err != nil {
-			return fmt.Errorf("dump %s: a map node has %d bytes: %w", name, BlockSize, err)
+			return fmt.Errorf("dump %s: a map node of %d bytes: %w", name, BlockSize, err)
 		}
 		return blockmap.DumpNode(w, page)
 	default:

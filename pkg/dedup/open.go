@@ -141,7 +141,7 @@ func (s *Store) read(ff *foundFile) error {
 		return nil
 	case err == nil && h.num != ff.num:
 		ff.note("its header says that it is file %s", h.num.openName())
-	case err != nil && ff.sealed:
+	case err != nil && ff.sealed && !broken:
 		ff.note("file header: %v", err)
 	}
 	if err == nil {

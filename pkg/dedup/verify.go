@@ -27,6 +27,9 @@ func (s *Store) VerifyFile(name string, readData bool, report func(Problem)) err
 	}
 	copies, size, sealed := f.copies, f.size, f.sealed
 	s.mu.RUnlock()
+	if size == 0 {
+		return nil // abandoned, and cut, before anything of it was durable
+	}
 	release, err := f.blob.Hold()
 	if err != nil {
 		return err
