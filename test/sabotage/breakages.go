@@ -55,7 +55,7 @@ var breakages = []breakage{
 	{"pkg/blockstore/journal/log.go", "return n.seg.Datasync()", "return nil", "journal: header of a new log not synced", []step{journalAll, engineTrace}},
 	{"pkg/blockstore/journal/log.go", "n.before = l.Dirty()", "", "journal: what a new log builds on not synced", []step{journalAll, engineTrace}},
 	{"pkg/blockstore/fold.go", "if err := w.Sync(); err != nil {", "if err := error(nil); err != nil {", "fold: commit before chunks are synced", []step{engineTrace}},
-	{"pkg/dedup/writer.go", "if err := w.s.syncFile(f, w.need[f]); err != nil {", "if err := error(nil); err != nil {", "writer: Sync syncs no file", []step{dedupAll, engineTrace}},
+	{"pkg/dedup/writer.go", "if err := w.s.syncFile(f, w.need[f]); err != nil {", "if err := error(nil); f == nil || err != nil {", "writer: Sync syncs no file", []step{dedupAll, engineTrace}},
 	{"pkg/dedup/writer.go", "\tif c != nil {\n\t\tw.needs(c)\n\t}\n", "", "writer: what it refers to is not synced", []step{dedupAll, engineSim}},
 	{"pkg/dedup/writer.go", "\tfor _, c := range copies {\n\t\tw.needs(c)\n\t}\n", "", "writer: what it appended is not synced", []step{engineTrace}},
 	{"pkg/dedup/append.go", "if err := f.blob.Writer().Datasync(); err != nil {", "if err := error(nil); err != nil {", "chunk file: sync answered without one", []step{engineTrace}},

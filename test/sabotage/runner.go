@@ -119,7 +119,7 @@ var (
 func (s step) run(tree string, limit time.Duration) (by string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	args := []string{"test", "-trimpath", "-v", "-failfast", "-count=1",
+	args := []string{"test", "-trimpath", "-vet=off", "-ldflags=-s -w", "-v", "-failfast", "-count=1",
 		"-tags", "grpcnotrace", "-timeout", limit.String(), "-run", s.tests, s.pkg}
 	cgo := "CGO_ENABLED=0"
 	if s.race {
