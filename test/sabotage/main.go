@@ -61,11 +61,14 @@ func run(only string, check bool, workers, seeds int, limit time.Duration) error
 // sabotage tests the breakages and prints the table, in the order of the list.
 func sabotage(list []breakage, workers int, limit time.Duration) error {
 	began := time.Now()
-	if err := sound(list, limit); err != nil {
+	whole, err := copyTree(".")
+	defer os.RemoveAll(whole)
+	if err != nil {
 		return err
 	}
+	sound := soundness{tree: whole, limit: limit, known: make(map[step]*error)}
 	caught, survived, broken := 0, 0, 0
-	inOrder(list, workers, func(b breakage, tree string) result { return b.test(tree, limit) }, func(i int, b breakage, r result) {
+	inOrder(list, workers, func(b breakage, tree string) result { return b.test(tree, limit, &sound) }, func(i int, b breakage, r result) {
 		switch {
 		case r.err != nil:
 			broken++
@@ -113,25 +116,27 @@ func inOrder(list []breakage, workers int, test func(b breakage, tree string) re
 	wg.Wait()
 }
 
-// sound runs every test that is to catch a breakage on an unbroken copy: a test that
-// fails there catches nothing.
-func sound(list []breakage, limit time.Duration) error {
-	tree, err := copyTree(".")
-	defer os.RemoveAll(tree)
-	if err != nil {
-		return err
-	}
-	done := make(map[step]bool)
-	for _, b := range list {
-		for _, s := range b.steps {
-			if done[s] {
-				continue
-			}
-			done[s] = true
-			if by, err := s.run(tree, limit); err != nil || by != "" {
-				return fmt.Errorf("without any breakage, %s -run %s: %s %w", s.pkg, s.tests, by, err)
-			}
+// soundness knows which steps pass without any breakage: one that fails there catches
+// nothing. Safe for concurrent use.
+type soundness struct {
+	tree  string // unbroken
+	limit time.Duration
+
+	mu    sync.Mutex // held over a run
+	known map[step]*error
+}
+
+// check is an error if the step does not pass on the unbroken tree. Each step is run once,
+// when it is the first time that it has caught something.
+func (s *soundness) check(st step) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.known[st] == nil {
+		by, err := st.run(s.tree, s.limit)
+		if err == nil && by != "" {
+			err = fmt.Errorf("%s fails without any breakage", by)
 		}
+		s.known[st] = &err
 	}
-	return nil
+	return *s.known[st]
 }

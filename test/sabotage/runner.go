@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -74,14 +75,17 @@ func (b breakage) apply(tree string) (before, after []byte, err error) {
 }
 
 // test breaks the tree, runs the steps until one fails, and mends the tree.
-func (b breakage) test(tree string, limit time.Duration) result {
+func (b breakage) test(tree string, limit time.Duration, sound *soundness) result {
 	return b.with(tree, func() (by string, err error) {
 		for _, s := range b.steps {
-			if by, err = s.run(tree, limit); err != nil || by != "" {
-				break
+			if by, err = s.run(tree, limit); by != "" {
+				return by, sound.check(s)
+			}
+			if err != nil {
+				return "", err
 			}
 		}
-		return by, err
+		return "", nil
 	})
 }
 
@@ -115,7 +119,7 @@ var (
 func (s step) run(tree string, limit time.Duration) (by string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	args := []string{"test", "-trimpath", "-v", "-failfast", "-count=1",
+	args := []string{"test", "-trimpath", "-vet=off", "-ldflags=-s -w", "-v", "-failfast", "-count=1",
 		"-tags", "grpcnotrace", "-timeout", limit.String(), "-run", s.tests, s.pkg}
 	cgo := "CGO_ENABLED=0"
 	if s.race {
@@ -124,7 +128,7 @@ func (s step) run(tree string, limit time.Duration) (by string, err error) {
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = tree
 	cmd.Env = append(os.Environ(), cgo)
-	cmd.WaitDelay = time.Second
+	group(cmd)
 	out, err := cmd.CombinedOutput()
 	switch {
 	case ctx.Err() != nil || bytes.Contains(out, []byte("panic: test timed out")):
@@ -147,6 +151,14 @@ func (s step) run(tree string, limit time.Duration) (by string, err error) {
 		return string(m[len(m)-1][1]), nil
 	}
 	return "", fmt.Errorf("go test: %w: %s", err, firstLines(out, 4))
+}
+
+// group makes the end of the command's time the end of what it has started, too: go test
+// would leave the test running.
+func group(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second
 }
 
 func firstLines(out []byte, n int) string {

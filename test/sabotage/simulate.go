@@ -88,6 +88,7 @@ func violation(program string, first, n int, limit time.Duration) (seed int, err
 	cmd := exec.CommandContext(ctx, program, "-test.run", "^TestSimulation$", "-test.timeout", "0",
 		"-sim.first", strconv.Itoa(first), "-sim.seeds", strconv.Itoa(n))
 	cmd.Dir = filepath.Dir(program)
+	group(cmd)
 	out, err := cmd.CombinedOutput()
 	if ctx.Err() != nil {
 		return 0, fmt.Errorf("%d seeds from %d on took longer than %v", n, first, limit)
