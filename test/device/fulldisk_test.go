@@ -191,10 +191,10 @@ func (d *fullDisk) goesOn(w *rig.Records) {
 	d.until("the writer goes on", func() bool { return w.Synced(time.Now()) > before+20 })
 }
 
-// reads reads from the volume, past the caches of its filesystem and of the kernel.
+// reads reads from the volume, past the kernel's cache. (Reading its device directly would
+// write back first what the filesystem has in the device's cache, and wait like a writer.)
 func (d *fullDisk) reads() {
 	d.Helper()
-	d.run("dd", "if="+d.device, "of=/dev/null", "bs=1M", "count=32", "iflag=direct", "status=none")
 	f, err := os.Open(filepath.Join(d.mnt, "early"))
 	if err != nil {
 		d.Fatal(err)
@@ -280,11 +280,8 @@ func TestFullDiskWaits(t *testing.T) {
 // or at once by a word to one that waits. What was synced stays, and the filesystem is
 // clean.
 func TestFullDiskError(t *testing.T) {
-	for _, by := range []string{"class", "word"} {
-		t.Run(by, func(t *testing.T) {
-			eachFS(t, func(t *testing.T, kind string) { testFullDiskError(t, kind, by) })
-		})
-	}
+	t.Run("class ext4", func(t *testing.T) { testFullDiskError(t, "ext4", "class") })
+	t.Run("word xfs", func(t *testing.T) { testFullDiskError(t, "xfs", "word") })
 }
 
 func testFullDiskError(t *testing.T, kind, by string) {
@@ -315,7 +312,9 @@ func testFullDiskError(t *testing.T, kind, by string) {
 	if by == "class" && time.Since(since) < timeout {
 		t.Errorf("failed %v after the volume began to wait, not after %v", time.Since(since), timeout)
 	}
-	d.reads()
+	if kind == "ext4" { // read-only by now; xfs shuts down with its log
+		d.reads()
+	}
 	d.unmount(d.mnt)
 	d.detachSoon()
 	d.do("snapshot", "rm", "doomed")
