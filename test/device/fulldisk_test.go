@@ -21,7 +21,7 @@ const (
 	diskBytes   = 512 << 20 // of the store's disk; xfs wants 300 MiB at least
 	spareBytes  = 48 << 20  // free when the writers begin: another file of the reserve, and some
 	ballastName = "ballast"
-	record      = 128 << 10 // bytes of a writer's record
+	record      = 512 << 10 // bytes of a writer's record
 )
 
 // fullDisk is a store on a small disk of its own that is filled up, with a filesystem of
@@ -188,7 +188,7 @@ func (d *fullDisk) logged(parts ...string) {
 func (d *fullDisk) goesOn(w *rig.Records) {
 	d.Helper()
 	before := w.Synced(time.Now())
-	d.until("the writer goes on", func() bool { return w.Synced(time.Now()) > before+20 })
+	d.until("the writer goes on", func() bool { return w.Synced(time.Now()) > before+8 })
 }
 
 // reads reads from the volume, past the kernel's cache. (Reading its device directly would
