@@ -30,7 +30,7 @@ var errSlow = fmt.Errorf("what was written to it is still being written back; tr
 // limit; nil if not, or if nobody knows.
 func (a *Attachments) waits(id string) error {
 	info, err := a.store.Volume(id)
-	if err != nil || info.WaitingSince == nil || info.OnFull == blockstore.OnFullError {
+	if err != nil || info.WaitingSince == nil || info.OnFull == blockstore.OnFullError || info.Failed != "" {
 		return nil
 	}
 	return fmt.Errorf("writes to volume %s (%s) wait for disk space since %s, because the store's disk is full: "+

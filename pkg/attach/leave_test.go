@@ -88,7 +88,12 @@ func TestLeavingAWaitingVolume(t *testing.T) { // I9
 	if err := w.leave(ctx, id, target); err != nil {
 		t.Errorf("with onFull error: %v", err)
 	}
-	w.engine.SetWaiting(raw, nil)
+	w.engine.SetFailed(raw, "disk on fire")
+	if err := w.Detach(ctx, raw); errors.Is(err, blockstore.ErrNoSpace) {
+		t.Errorf("failed closed: %v", err)
+	}
+	raw = w.volume("another")
+	w.mustAttach(raw)
 	if err := w.Detach(ctx, raw); err != nil {
 		t.Errorf("with space again: %v", err)
 	}

@@ -96,6 +96,21 @@ func TestFull(t *testing.T) {
 	}
 }
 
+// TestCreateAboveTheReserve: as long as the reserve is whole a volume can be made, however
+// little there is beside it.
+func TestCreateAboveTheReserve(t *testing.T) {
+	fsys := vfs.NewMem()
+	s := openStore(t, fsys, fullOptions())
+	fsys.SetCapacity(used(t, fsys))
+	for i := range 20 {
+		must(s.CreateVolume(VolumeSpec{Name: fmt.Sprint("v", i), SizeBytes: 1 << 30}))(t)
+	}
+	if s.isFull() {
+		t.Error("the store is full of volumes that hold nothing")
+	}
+	ok(t, s.Close())
+}
+
 func testFull(t *testing.T, spare int64, relief string) {
 	ctx := context.Background()
 	fsys := vfs.NewMem()

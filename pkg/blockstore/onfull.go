@@ -122,6 +122,9 @@ func (v *Volume) awaitRoom(room <-chan struct{}, since time.Time) (time.Time, er
 func (v *Volume) starve(now time.Time) (since time.Time, giveUp bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.usable() != nil {
+		return now, false // it has ended meanwhile, and that wakes who waits
+	}
 	if v.mu.starved.IsZero() {
 		v.mu.starved = now
 		v.store.log.Warn("volume waits for disk space", "volume_id", v.id, "on_full", v.onFull.Load())

@@ -112,6 +112,11 @@ func testOnFullError(t *testing.T, by string) {
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("the next write failed only after %v", took)
 	}
+	must(s.SetOnFull(info.ID, OnFullWait))(t)
+	if since := must(s.Volume(info.ID))(t).WaitingSince; since != nil {
+		t.Errorf("waiting since %v: what was refused does not wait", since)
+	}
+	must(s.SetOnFull(info.ID, OnFullError))(t)
 	within(t, 10*time.Second, "flush on a full disk", func() { ok(t, v.Flush()) })
 	wantImage(t, readAll(t, v), image, "volume on a full disk")
 	crashed := crashedClone(t, fsys, fullOptions())

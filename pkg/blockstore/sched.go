@@ -20,6 +20,7 @@ type scheduler struct {
 	damage  chan struct{} // wakes the writer of damage records
 	prepare chan struct{} // wakes the maker of journal segments
 	note    chan struct{} // wakes who notes how far journals reach
+	seal    chan struct{} // wakes who seals what was left unsealed
 
 	mu     sync.Mutex
 	done   chan struct{} // closed after the next fold
@@ -27,7 +28,7 @@ type scheduler struct {
 }
 
 func (c *scheduler) init() {
-	for _, ch := range []*chan struct{}{&c.fold, &c.collect, &c.damage, &c.prepare, &c.note} {
+	for _, ch := range []*chan struct{}{&c.fold, &c.collect, &c.damage, &c.prepare, &c.note, &c.seal} {
 		*ch = make(chan struct{}, 1)
 	}
 	c.done = make(chan struct{})
@@ -46,6 +47,7 @@ func (c *scheduler) kickCollect() { kick(c.collect) }
 func (c *scheduler) kickDamage()  { kick(c.damage) }
 func (c *scheduler) kickPrepare() { kick(c.prepare) }
 func (c *scheduler) kickNote()    { kick(c.note) }
+func (c *scheduler) kickSeal()    { kick(c.seal) }
 
 // folded returns a channel that is closed when the next fold has ended.
 func (c *scheduler) folded() <-chan struct{} {
@@ -95,6 +97,7 @@ func (s *Store) Run(ctx context.Context) {
 	wg.Go(func() { s.damageLoop(ctx) })
 	wg.Go(func() { s.prepareLoop(ctx) })
 	wg.Go(func() { s.noteLoop(ctx) })
+	wg.Go(func() { s.sealLoop(ctx) })
 	wg.Wait()
 }
 
@@ -161,6 +164,21 @@ func (s *Store) noteLoop(ctx context.Context) {
 		}
 		if err := s.noteStep(); err != nil && !errors.Is(err, ErrNoSpace) {
 			s.log.Warn("how far journals reach cannot be noted", "err", err)
+		}
+	}
+}
+
+// sealLoop seals the chunk files that were left unsealed on a full disk when there is space
+// again.
+func (s *Store) sealLoop(ctx context.Context) {
+	for {
+		select {
+		case <-s.sched.seal:
+		case <-ctx.Done():
+			return
+		}
+		if err := s.chunks.SealLeft(); err != nil && !errors.Is(err, ErrNoSpace) {
+			s.log.Warn("a chunk file cannot be sealed", "err", err)
 		}
 	}
 }

@@ -374,6 +374,7 @@ func (s *Store) setFull(full bool, err error) {
 		s.sched.kickCollect()
 	} else {
 		s.feedAll()
+		s.sched.kickSeal()
 		s.o.Events(Event{Kind: StoreSpaceBack})
 		s.log.Info("disk has space again", "dir", s.dir)
 	}

@@ -390,6 +390,7 @@ func (v *Volume) fail(err error) {
 		return
 	}
 	v.mu.failed = err
+	v.fed() // who waited is told that it failed
 	v.store.log.Error("volume failed closed", "volume_id", v.id, "err", err)
 	v.store.o.Events(Event{Kind: VolumeFailed, Volume: v.id, Err: err})
 	for _, op := range v.mu.ops {

@@ -3,6 +3,7 @@ package dedup
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/zeebo/blake3"
 
@@ -31,8 +32,8 @@ func (s *Store) append(e *encodedChunk) ([]*chunkCopy, error) {
 	}
 }
 
-// sealFull seals a file that is full. On a full disk it may stay open: SealOpen and
-// Close try again.
+// sealFull seals a file that is full. On a full disk it may stay open: SealLeft, SealOpen
+// and Close try again.
 func (s *Store) sealFull(f *file) {
 	for {
 		err := s.seal(f)
@@ -43,6 +44,7 @@ func (s *Store) sealFull(f *file) {
 			s.problem(Problem{File: f.blob.Name(), Text: "sealing failed: " + err.Error()})
 			return
 		case !s.o.NoSpace():
+			s.unsealed.Store(true)
 			return
 		}
 	}
@@ -296,6 +298,7 @@ func (s *Store) seal(f *file) error {
 	}
 	f.sealed = true
 	f.hooks, f.hash = nil, nil
+	s.problems = slices.DeleteFunc(s.problems, func(p Problem) bool { return p == unsealedProblem(f.num) })
 	return nil
 }
 

@@ -111,6 +111,8 @@ type Store struct {
 	open      *file  // appended to; nil when there is none. Under appending
 	counter   uint32 // of the last file made in this epoch. Under appending
 
+	unsealed atomic.Bool // a file was not sealed for want of space, see SealLeft
+
 	// mu guards the index and every field that says so. No disk is touched under it.
 	mu         sync.RWMutex
 	index      map[ChunkID]*chunk

@@ -494,8 +494,14 @@ func (s *Store) rewrite(f *file, ff *foundFile) error {
 	if err := s.seal(f); !errors.Is(err, ErrNoSpace) {
 		return err
 	}
-	s.problems = append(s.problems, Problem{File: ff.Name, Text: "not sealed for want of space"})
+	s.unsealed.Store(true)
+	s.problems = append(s.problems, unsealedProblem(f.num))
 	return nil
+}
+
+// unsealedProblem is told of a file from a past life until it is sealed.
+func unsealedProblem(n FileNum) Problem {
+	return Problem{File: n.openName(), Text: "not sealed for want of space"}
 }
 
 // retryNoSpace repeats do as long as the disk is full and something was freed.
@@ -510,13 +516,33 @@ func retryNoSpace(freed func() bool, do func() error) error {
 
 // SealOpen seals the open chunk file, and those whose sealing failed for want of
 // space, so that collection can pick them.
-func (s *Store) SealOpen() error {
+func (s *Store) SealOpen() error { return s.sealUnsealed(true) }
+
+// SealLeft seals the chunk files whose sealing failed for want of space, now that there is
+// some. Without such files it does nothing. ErrNoSpace if it has to be called again.
+func (s *Store) SealLeft() error {
+	if !s.unsealed.Swap(false) {
+		return nil
+	}
+	err := s.sealUnsealed(false)
+	if errors.Is(err, ErrNoSpace) {
+		s.unsealed.Store(true)
+	}
+	return err
+}
+
+// sealUnsealed seals every file that is not and could be; the one that is appended to only
+// if it is to be ended.
+func (s *Store) sealUnsealed(end bool) error {
 	s.appending.Lock()
-	s.open = nil // so that nobody appends to what is sealed below
+	open := s.open
+	if end {
+		s.open, open = nil, nil // so that nobody appends to what is sealed below
+	}
 	s.mu.RLock()
 	var files []*file
 	for _, f := range s.files {
-		if !f.sealed && !f.failed && !f.private && !s.o.ReadOnly {
+		if f != open && !f.sealed && !f.failed && !f.private && !s.o.ReadOnly {
 			files = append(files, f)
 		}
 	}

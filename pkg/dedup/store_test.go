@@ -247,6 +247,51 @@ func TestTornFile(t *testing.T) {
 	}
 }
 
+// A file that a start could not seal on a full disk is told of until there is space, and
+// is not appended to meanwhile.
+func TestSealLeft(t *testing.T) {
+	mem := vfs.NewMem()
+	large := func(o *Options) { o.FileBytes = 1 << 20 }
+	s := open(t, mem, 1, large)
+	var at []Slot
+	for _, n := range seq(0, 100) { // as many chunks: their footer wants more than a page
+		at = append(at, put(t, s, n)...)
+	}
+	mem.Kill()
+	space, err := mem.Space(testDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem.SetCapacity(space.Total - space.Free)
+	s = open(t, mem, 2, large)
+	name := FileNum{1, 1}.openName()
+	if got := s.Problems(); len(got) != 1 || got[0] != unsealedProblem(FileNum{1, 1}) || s.Files()[0].Sealed {
+		t.Fatalf("on a full disk: %v, %v; want %s unsealed and told", got, fileNames(s), name)
+	}
+	if err := s.SealLeft(); !errors.Is(err, ErrNoSpace) || len(s.Problems()) != 1 {
+		t.Errorf("still full: %v, %v", err, s.Problems())
+	}
+	mem.SetCapacity(1 << 30)
+	at = append(at, put(t, s, seq(100, 102)...)...)
+	for range 2 {
+		if err := s.SealLeft(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files := s.Files()
+	if len(files) != 2 || !files[0].Sealed || files[1].Sealed || len(s.Problems()) != 0 {
+		t.Errorf("with space: %v, %v; want the old one sealed and the new one open", fileNames(s), s.Problems())
+	}
+	check(t, s, at, seq(0, 102)...)
+	put(t, s, seq(200, 202)...)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, mem, 3)
+	check(t, s, at, seq(0, 102)...)
+	verify(t, s)
+}
+
 // put2 finds the chunk that holds a block.
 func put2(s *Store, n int) ChunkID {
 	fp := FingerprintOf(block(n))

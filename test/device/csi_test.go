@@ -51,6 +51,12 @@ var sizes = map[string]int64{"ext4": 64 << 20, "xfs": 300 << 20, "btrfs": 128 <<
 // claim makes a volume for a filesystem, empty or from a source.
 func (e *env) claim(name, kind string, from *csi.VolumeContentSource, more ...string) claim {
 	e.Helper()
+	return e.claimOf(name, kind, sizes[kind], from, more...)
+}
+
+// claimOf is claim for a size in bytes; more are parameters, as key=value.
+func (e *env) claimOf(name, kind string, size int64, from *csi.VolumeContentSource, more ...string) claim {
+	e.Helper()
 	parameters := map[string]string{}
 	for _, m := range more {
 		key, value, _ := strings.Cut(m, "=")
@@ -60,7 +66,7 @@ func (e *env) claim(name, kind string, from *csi.VolumeContentSource, more ...st
 	defer conn.Close()
 	resp, err := csi.NewControllerClient(conn).CreateVolume(e.ctx, &csi.CreateVolumeRequest{
 		Name:                name,
-		CapacityRange:       &csi.CapacityRange{RequiredBytes: sizes[kind]},
+		CapacityRange:       &csi.CapacityRange{RequiredBytes: size},
 		VolumeCapabilities:  []*csi.VolumeCapability{capabilityOf(kind)},
 		VolumeContentSource: from,
 		Parameters:          parameters,
@@ -155,12 +161,17 @@ func (e *env) answer(done <-chan error) error {
 
 func (e *env) unstage(v claim) {
 	e.Helper()
-	conn := e.dial()
-	defer conn.Close()
-	_, err := csi.NewNodeClient(conn).NodeUnstageVolume(e.ctx, &csi.NodeUnstageVolumeRequest{VolumeId: v.handle, StagingTargetPath: e.staging(v)})
-	if err != nil {
+	if err := e.tryUnstage(e.ctx, v); err != nil {
 		e.Fatal(err)
 	}
+}
+
+func (e *env) tryUnstage(ctx context.Context, v claim) error {
+	e.Helper()
+	conn := e.dial()
+	defer conn.Close()
+	_, err := csi.NewNodeClient(conn).NodeUnstageVolume(ctx, &csi.NodeUnstageVolumeRequest{VolumeId: v.handle, StagingTargetPath: e.staging(v)})
+	return err
 }
 
 func (e *env) tryDelete(v claim) error {

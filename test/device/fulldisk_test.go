@@ -2,6 +2,7 @@ package device
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -11,15 +12,16 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 
 	"github.com/k8ns/granary/test/rig"
 )
 
 const (
-	diskBytes   = 640 << 20 // of the store's disk; xfs wants 300 MiB at least
-	spareBytes  = 90 << 20  // free when the writers begin
+	diskBytes   = 512 << 20 // of the store's disk; xfs wants 300 MiB at least
+	spareBytes  = 48 << 20  // free when the writers begin: another file of the reserve, and some
 	ballastName = "ballast"
-	record      = 64 << 10 // bytes of a writer's record
+	record      = 512 << 10 // bytes of a writer's record
 )
 
 // fullDisk is a store on a small disk of its own that is filled up, with a filesystem of
@@ -41,22 +43,22 @@ func newFullDisk(t *testing.T, kind string, serveArgs ...string) *fullDisk {
 	d := &fullDisk{env: prepareEnv(t, plainBinary, 100*time.Second, args...), kind: kind}
 	d.makeDisk()
 	d.serve()
-	d.create("old", "128MiB", "--compression", "none")
+	d.create("old", "64MiB", "--compression", "none")
 	device := d.attach("old")
-	d.run("dd", "if=/dev/urandom", "of="+device, "bs=1M", "count=120", "oflag=direct", "status=none")
+	d.run("dd", "if=/dev/urandom", "of="+device, "bs=1M", "count=60", "oflag=direct", "status=none")
 	d.detach("old")
 	d.snapshot("old", "doomed", "--wait")
 	d.do("volume", "rm", "old")
 	return d
 }
 
-// use makes a volume of the kind, with something on it, and leaves little of the disk.
+// use makes a volume of the kind, mounted so that reading writes nothing, with something on it, and leaves little of the disk.
 func (d *fullDisk) use(more ...string) {
 	d.Helper()
 	d.create("data", "1GiB", append([]string{"--compression", "none"}, more...)...)
 	d.device = d.attach("data")
 	d.mkfs(d.kind, d.device)
-	d.mnt = d.mount(d.kind, d.device, "data")
+	d.mnt = d.mount(d.kind, d.device, "data", "noatime")
 	d.settle()
 }
 
@@ -186,13 +188,13 @@ func (d *fullDisk) logged(parts ...string) {
 func (d *fullDisk) goesOn(w *rig.Records) {
 	d.Helper()
 	before := w.Synced(time.Now())
-	d.until("the writer goes on", func() bool { return w.Synced(time.Now()) > before+20 })
+	d.until("the writer goes on", func() bool { return w.Synced(time.Now()) > before+8 })
 }
 
-// reads reads from the volume, past the caches of its filesystem and of the kernel.
+// reads reads from the volume, past the kernel's cache. (Reading its device directly would
+// write back first what the filesystem has in the device's cache, and wait like a writer.)
 func (d *fullDisk) reads() {
 	d.Helper()
-	d.run("dd", "if="+d.device, "of=/dev/null", "bs=1M", "count=32", "iflag=direct", "status=none")
 	f, err := os.Open(filepath.Join(d.mnt, "early"))
 	if err != nil {
 		d.Fatal(err)
@@ -212,10 +214,10 @@ func (d *fullDisk) reads() {
 func (d *fullDisk) judge() {
 	d.Helper()
 	d.device = d.attach("data")
-	d.mnt = d.mount(d.kind, d.device, "data")
+	d.mnt = d.mount(d.kind, d.device, "data", "noatime")
 	d.unmount(d.mnt)
 	d.fsck(d.kind, d.device)
-	d.mnt = d.mount(d.kind, d.device, "data")
+	d.mnt = d.mount(d.kind, d.device, "data", "noatime")
 	for _, w := range d.writers {
 		path := filepath.Join(d.mnt, filepath.Base(w.Path))
 		if _, err := w.Judge(path, w.Synced(time.Now()), w.Begun(time.Now())); err != nil {
@@ -252,10 +254,11 @@ func TestFullDiskWaits(t *testing.T) {
 		if !strings.Contains(out, "wait for disk space since") || !strings.Contains(out, "--on-full error") {
 			t.Errorf("detach of a waiting volume: %q", out)
 		}
-		d.create("another", "16MiB") // the API works on a full store
-		d.snapshot("another", "of-another")
-		d.do("snapshot", "rm", "of-another")
-		d.do("volume", "rm", "another")
+		if _, err := d.daemon.Do(d.ctx, "volume", "create", "another", "--size", "16MiB"); err == nil || !strings.Contains(err.Error(), "is full") {
+			t.Errorf("create on a full store: %v", err)
+		}
+		d.snapshot("data", "meanwhile") // what makes no room for writers works
+		d.do("snapshot", "rm", "meanwhile")
 		d.do("snapshot", "rm", "doomed")
 		d.goesOn(w)
 		d.logged("disk has space again")
@@ -277,11 +280,8 @@ func TestFullDiskWaits(t *testing.T) {
 // or at once by a word to one that waits. What was synced stays, and the filesystem is
 // clean.
 func TestFullDiskError(t *testing.T) {
-	for _, by := range []string{"class", "word"} {
-		t.Run(by, func(t *testing.T) {
-			eachFS(t, func(t *testing.T, kind string) { testFullDiskError(t, kind, by) })
-		})
-	}
+	t.Run("class ext4", func(t *testing.T) { testFullDiskError(t, "ext4", "class") })
+	t.Run("word xfs", func(t *testing.T) { testFullDiskError(t, "xfs", "word") })
 }
 
 func testFullDiskError(t *testing.T, kind, by string) {
@@ -312,7 +312,9 @@ func testFullDiskError(t *testing.T, kind, by string) {
 	if by == "class" && time.Since(since) < timeout {
 		t.Errorf("failed %v after the volume began to wait, not after %v", time.Since(since), timeout)
 	}
-	d.reads()
+	if kind == "ext4" { // read-only by now; xfs shuts down with its log
+		d.reads()
+	}
 	d.unmount(d.mnt)
 	d.detachSoon()
 	d.do("snapshot", "rm", "doomed")
@@ -353,9 +355,59 @@ func TestFullDiskRestart(t *testing.T) {
 			} else if err := os.Remove(d.ballast()); err != nil {
 				t.Fatal(err)
 			}
-			d.mnt = d.mount(kind, d.device, "data")
+			d.mnt = d.mount(kind, d.device, "data", "noatime")
 		}
 		d.leave()
+		d.judge()
+	})
+}
+
+// TestFullDiskUnstage unstages volumes on a full disk: one whose writer waits, and one
+// that has something to write back and does not know yet that it will wait. Both are
+// refused in time, with what to do, and stay mounted; with space the repeated call succeeds.
+func TestFullDiskUnstage(t *testing.T) {
+	eachFS(t, func(t *testing.T, kind string) {
+		d := newFullDisk(t, kind)
+		busy := d.claimOf("data", kind, 1<<30, nil, "compression=none")
+		late := d.claimOf("late", kind, 512<<20, nil, "compression=none")
+		d.mnt = d.stage(busy)
+		mnt := d.stage(late)
+		d.device = d.show("data").Device
+		d.settle()
+		w := d.write()
+		d.stalls(w)
+		content := d.early[:4<<20]
+		if err := os.WriteFile(filepath.Join(mnt, "late"), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			for _, v := range []claim{busy, late} {
+				ctx, cancel := context.WithTimeout(d.ctx, 15*time.Second)
+				err := d.tryUnstage(ctx, v)
+				d.wantCode(err, codes.ResourceExhausted, v.name, "wait for disk space since", "--on-full error")
+				if mounted, err := rig.Mounted(d.staging(v)); err != nil || !mounted || ctx.Err() != nil {
+					t.Errorf("%s: mounted %v, %v; the call's time: %v", v.name, mounted, err, ctx.Err())
+				}
+				cancel()
+			}
+		}
+		d.do("snapshot", "rm", "doomed")
+		d.goesOn(w)
+		if err := w.Stop(); err != nil {
+			t.Errorf("a writer failed: %v", err)
+		}
+		for _, v := range []claim{busy, late} {
+			var err error
+			d.until("unstage", func() bool { err = d.tryUnstage(d.ctx, v); return err == nil })
+			if d.show(v.name).Device != "" {
+				t.Errorf("%s is still attached", v.name)
+			}
+		}
+		mnt = d.stage(late)
+		if got, err := os.ReadFile(filepath.Join(mnt, "late")); err != nil || !bytes.Equal(got, content) {
+			t.Errorf("what was written late reads otherwise: %v", err)
+		}
+		d.unstage(late)
 		d.judge()
 	})
 }
