@@ -44,6 +44,7 @@ func newCLI(t *testing.T) *cli {
 	leaktest.Check(t)
 	trace := new(attachtest.Trace)
 	c := &cli{t: t, dir: tempDir(t), engine: attachtest.NewEngine(trace), host: attachtest.NewHost(trace)}
+	t.Cleanup(c.host.End)
 	server := admin.NewServer(c.engine, attach.New(c.engine, c.host, c.host.Options()), slog.New(slog.DiscardHandler))
 	ln, err := socket.Listen(admin.SocketPath(c.dir))
 	if err != nil {

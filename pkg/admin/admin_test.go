@@ -43,6 +43,7 @@ func start(t *testing.T) *daemon {
 	leaktest.Check(t)
 	trace := new(attachtest.Trace)
 	d := &daemon{engine: attachtest.NewEngine(trace), host: attachtest.NewHost(trace)}
+	t.Cleanup(d.host.End)
 	attached := attach.New(d.engine, d.host, d.host.Options())
 	d.server = admin.NewServer(d.engine, attached, slog.New(slog.DiscardHandler))
 	dir := dataDir(t)

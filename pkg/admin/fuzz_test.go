@@ -43,6 +43,7 @@ func FuzzRequests(f *testing.F) {
 		trace := new(attachtest.Trace)
 		engine, host := attachtest.NewEngine(trace), attachtest.NewHost(trace)
 		s := NewServer(engine, attach.New(engine, host, host.Options()), slog.New(slog.DiscardHandler))
+		defer host.End()
 		defer s.Close(t.Context())
 		h := s.routes()
 		call := func(op string, body []byte) *httptest.ResponseRecorder {

@@ -71,6 +71,7 @@ func newWorld(t *testing.T) *world {
 	leaktest.Check(t)
 	trace := new(attachtest.Trace)
 	w := &world{t: t, trace: trace, engine: attachtest.NewEngine(trace), host: &testHost{Host: attachtest.NewHost(trace)}}
+	t.Cleanup(w.host.End)
 	w.boot()
 	return w
 }

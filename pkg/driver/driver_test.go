@@ -49,6 +49,7 @@ func newWorld(t *testing.T) *world {
 	leaktest.Check(t)
 	trace := new(attachtest.Trace)
 	w := &world{t: t, trace: trace, engine: attachtest.NewEngine(trace), host: attachtest.NewHost(trace), clock: time.Unix(1800000000, 0)}
+	t.Cleanup(w.host.End)
 	w.boot()
 	t.Cleanup(w.halt)
 	return w

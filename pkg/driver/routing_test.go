@@ -47,6 +47,7 @@ func newSite(t *testing.T, node string) *site {
 	ended := make(chan struct{})
 	go func() { defer close(ended); store.Run(work) }()
 	host := attachtest.NewHost(new(attachtest.Trace))
+	t.Cleanup(host.End)
 	attached := attach.New(attach.Engine(store), host, host.Options())
 	d, err := New(store, attached, host, Options{NodeID: node})
 	must(err)

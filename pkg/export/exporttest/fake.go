@@ -10,7 +10,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -29,6 +31,7 @@ type Host struct {
 		fail   map[string]error
 		files  map[*os.File]*conn
 		loops  map[string]*loop
+		conns  []*conn // all that there were
 		mounts []export.Mount
 		limit  time.Duration
 	}
@@ -122,6 +125,40 @@ func (h *Host) Bury(device string) error {
 	return err
 }
 
+// End is the end of the machine, and so of every process that used it: it closes what
+// the dead ones had open. Only one host may be in use meanwhile.
+func (h *Host) End() {
+	h.mu.Lock()
+	conns, files := slices.Clone(h.mu.conns), slices.Collect(maps.Keys(h.mu.files))
+	h.mu.Unlock()
+	if len(conns) == 0 {
+		return
+	}
+	for _, c := range conns {
+		_ = c.Abort() // who has detached in order has closed it
+	}
+	for _, file := range files {
+		_ = file.Close()
+	}
+	awaitServers()
+	for _, c := range conns {
+		_ = c.Close()
+	}
+}
+
+// awaitServers waits until no server reads any more: one does so by the number of its
+// descriptor, which must not be another file's by then.
+func awaitServers() {
+	buf := make([]byte, 1<<20)
+	for range 2000 {
+		stacks := string(buf[:runtime.Stack(buf, true)])
+		if !strings.Contains(stacks, "/export.(*FUSE).") {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // ReadAt reads from an attached device through its server, at most 64 KiB.
 func (h *Host) ReadAt(device string, p []byte, off int64) error {
 	l, err := h.loop(device)
@@ -167,7 +204,14 @@ func (h *Host) OpenFUSE(o export.FUSEMount) (export.FUSEConn, error) {
 	if err := h.begin("OpenFUSE", o.Name); err != nil {
 		return nil, err
 	}
-	return newConn(h, o)
+	c, err := newConn(h, o)
+	if err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.mu.conns = append(h.mu.conns, c)
+	return c, nil
 }
 
 // AttachLoop implements export.Devices.
