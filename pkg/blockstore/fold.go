@@ -152,7 +152,7 @@ func (s *Store) fold(jobs []*foldJob) error {
 	healed := w.Healed()
 	for _, f := range folders {
 		root := f.root()
-		if f.job.err = s.commitFold(f.job, root, f.result.MappedDelta, healed); f.job.err != nil {
+		if f.job.err = s.commitFold(f.job, root, f.mapped(root), healed); f.job.err != nil {
 			continue
 		}
 		f.job.v.publish(f.job, root)
@@ -165,7 +165,8 @@ func (s *Store) fold(jobs []*foldJob) error {
 
 // commitFold makes root the volume's image at the job's position, and the root of the
 // cuts that stand there, in one commit that is conditional on the position before (I7).
-func (s *Store) commitFold(job *foldJob, root dedup.Slot, delta int64, healed []dedup.Slot) error {
+// mapped gives the number of blocks mapped below root from the one below the root before.
+func (s *Store) commitFold(job *foldJob, root dedup.Slot, mapped func(before int64) int64, healed []dedup.Slot) error {
 	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
 		var rec volumeRecord
 		e, err := get(view, keyVolume+job.v.id, &rec)
@@ -179,7 +180,7 @@ func (s *Store) commitFold(job *foldJob, root dedup.Slot, delta int64, healed []
 			return nil, fmt.Errorf("volume %s is at %v in the catalog, at %v here: %w", job.v.id, rec.Position, job.from, ErrCorrupt)
 		}
 		var ops []catalog.Op
-		mapped := rec.Mapped + delta
+		after := mapped(rec.Mapped)
 		cuts, last := job.v.owed(job.layer)
 		for _, id := range cuts {
 			var cut cutRecord
@@ -190,10 +191,10 @@ func (s *Store) commitFold(job *foldJob, root dedup.Slot, delta int64, healed []
 			if err != nil {
 				return nil, err
 			}
-			cut.Pending, cut.Root, cut.Mapped = false, refOf(root), mapped
+			cut.Pending, cut.Root, cut.Mapped = false, refOf(root), after
 			ops = append(ops, put(keyCut+id, cut, ce.Revision))
 		}
-		rec.Root, rec.Position, rec.Mapped = refOf(root), job.to, mapped
+		rec.Root, rec.Position, rec.Mapped = refOf(root), job.to, after
 		rec.Durable = job.v.passing(job.to.Seq, rec.Durable)
 		job.durable = rec.Durable
 		if rec.Deleted && last {

@@ -57,6 +57,18 @@ func (f *folder) remap() (err error) {
 	return err
 }
 
+// mapped tells how many blocks are mapped below the new root, from how many were before.
+// Where a node could not be read that may be again by now, they are counted; if it still
+// cannot, the number stays what is known, until a repair counts again.
+func (f *folder) mapped(root dedup.Slot) func(before int64) int64 {
+	if f.result.Unread {
+		if n, err := f.s.tree.NewCounter().Mapped(root); err == nil {
+			return func(int64) int64 { return n }
+		}
+	}
+	return func(before int64) int64 { return max(0, before+f.result.MappedDelta) }
+}
+
 // replaced is how many blocks and nodes the base names and the new root does not, the
 // blocks of holes included: what is mapped after is what was before, less these, more
 // what was added. Of each node that was made about one was replaced.

@@ -22,8 +22,10 @@ type Result struct {
 	Chunk  int
 	Slot   uint16
 	// MappedDelta is by how many blocks the number of blocks that are not holes went
-	// up. Blocks whose old state could not be read are left out.
+	// up. Blocks whose old state could not be read are left out; Unread says that there
+	// may be some.
 	MappedDelta int64
+	Unread      bool
 	// Nodes is how many nodes went to the sink.
 	Nodes int64
 }
@@ -64,7 +66,7 @@ func (t *Tree) Update(root dedup.Slot, changes []Extent, sink NodeSink) (Result,
 		return Result{}, err
 	}
 	r, err := u.finishAll()
-	r.MappedDelta, r.Nodes = delta, u.made
+	r.MappedDelta, r.Unread, r.Nodes = delta, len(u.bad) > 0, u.made
 	return r, err
 }
 
