@@ -586,3 +586,47 @@ func TestLostCutIsSaid(t *testing.T) {
 	ok(t, s.DeleteSnapshot(snap.ID))
 	s.abandon()
 }
+
+// A fold that cannot read a map node for a moment goes on beside it, and yet knows how
+// many blocks are mapped then.
+func TestMappedBesideUnreadNode(t *testing.T) {
+	unread := 0
+	for fails := 1; fails < 8; fails++ { // with eight it cannot be read for the count either
+		mem := vfs.NewMem()
+		fsys := vfs.NewFaulty(mem)
+		s := openStore(t, fsys, tightOptions())
+		id := newVolume(t, s, "v", 1<<20).ID()
+		v := s.loaded(id)
+		writeAt(t, v, noise(1, 20*BlockSize), 0)
+		ok(t, v.Close())
+		foldAll(t, s)
+		ok(t, s.Close())
+		s = openStore(t, fsys, tightOptions())
+		v = attach(t, s, id)
+		writeAt(t, v, noise(2, 4*BlockSize), 18*BlockSize) // two blocks more
+		left := fails
+		fsys.SetHook(func(op vfs.Op) error {
+			if op.Kind == vfs.OpRead && strings.Contains(op.Name, dirChunks) && left > 0 {
+				left--
+				return syscall.EIO
+			}
+			return nil
+		})
+		if _, err := s.foldOnce(v); err != nil {
+			t.Fatalf("%d failed reads: %v", fails, err)
+		}
+		fsys.SetHook(nil)
+		unread += fails - left
+		ok(t, s.damageStep())
+		var rec volumeRecord
+		must(get(s.cat, keyVolume+id, &rec))(t)
+		if rec.Mapped != 22 {
+			t.Errorf("%d failed reads: %d blocks are mapped, want 22", fails, rec.Mapped)
+		}
+		ok(t, v.Close())
+		ok(t, s.Close())
+	}
+	if unread < 7 {
+		t.Errorf("only %d reads failed", unread)
+	}
+}
