@@ -423,10 +423,10 @@ func (c *checker) file(name string, found []dedup.Problem) error {
 	return nil
 }
 
-// staleDamage reports damage records of slots that read whole. A running store deletes
-// them after the check.
+// staleDamage reports damage records of slots that were just read whole. A running store
+// deletes them after the check.
 func (c *checker) staleDamage(view catalog.View) {
-	if !c.stopped {
+	if !c.stopped || !c.o.ReadData {
 		return
 	}
 	for e := range view.All(keyDamage) {

@@ -116,7 +116,7 @@ func (r *repairer) check(ctx context.Context, report func(Problem)) error {
 	s := stoppedStore(r.fsys, r.dir, unlocked{}, r.o.Store)
 	defer s.closeFiles()
 	if err := s.openReadOnly(); err != nil {
-		return err
+		return fmt.Errorf("%w; a store that does not open is not repaired, for its catalog and header follow from nothing else: put the newest ones back", err)
 	}
 	c := &checker{s: s, stopped: true, o: CheckOptions{ReadData: true, Progress: r.o.Progress}}
 	c.report = func(p Problem) {

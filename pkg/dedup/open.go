@@ -75,6 +75,11 @@ func (s *Store) load() error {
 			return err
 		}
 	}
+	for at := range s.damage { // lost in one file, and written again since
+		if s.index[at.Chunk].readable(int(at.Slot)) {
+			s.forgetDamage(at)
+		}
+	}
 	return nil
 }
 

@@ -275,6 +275,9 @@ func TestRebuiltFileIsRebuilt(t *testing.T) {
 	if err := s.SealOpen(); err != nil {
 		t.Fatal(err)
 	}
+	if st := open(t, mem.Clone(), 4).Stats(); st.Damaged > 0 {
+		t.Errorf("after a start %d slots count as damaged", st.Damaged)
+	}
 	if last := rebuildFile(t, s, again.New, nil); len(last.Lost) != 0 || last.Slots != 16 {
 		t.Errorf("%+v", last)
 	}
