@@ -20,6 +20,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/k8ns/granary/pkg/leaktest"
 )
 
 // server plays the part of an API server that is about events, and the cluster whose pod
@@ -51,6 +53,7 @@ const claims = "/api/v1/namespaces/shop/persistentvolumeclaims/"
 
 func newServer(t *testing.T) *server {
 	t.Helper()
+	leaktest.Check(t)
 	s := &server{t: t, clock: time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC), events: map[string]bool{}}
 	s.https = httptest.NewUnstartedServer(s)
 	s.https.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)

@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	diskBytes   = 512 << 20 // of the store's disk; xfs wants 300 MiB at least
+	diskBytes   = 640 << 20 // of the store's disk; xfs wants 300 MiB at least
 	spareBytes  = 48 << 20  // free when the writers begin: another file of the reserve, and some
 	ballastName = "ballast"
 	record      = 512 << 10 // bytes of a writer's record
@@ -43,9 +43,9 @@ func newFullDisk(t *testing.T, kind string, serveArgs ...string) *fullDisk {
 	d := &fullDisk{env: prepareEnv(t, plainBinary, 100*time.Second, args...), kind: kind}
 	d.makeDisk()
 	d.serve()
-	d.create("old", "64MiB", "--compression", "none")
+	d.create("old", "160MiB", "--compression", "none") // the reserve comes back first, of some 100 MiB
 	device := d.attach("old")
-	d.run("dd", "if=/dev/urandom", "of="+device, "bs=1M", "count=60", "oflag=direct", "status=none")
+	d.run("dd", "if=/dev/urandom", "of="+device, "bs=1M", "count=150", "oflag=direct", "status=none")
 	d.detach("old")
 	d.snapshot("old", "doomed", "--wait")
 	d.do("volume", "rm", "old")
