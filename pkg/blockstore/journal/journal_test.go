@@ -361,3 +361,37 @@ func TestEmptySegmentBesideItsSuccessor(t *testing.T) {
 	}
 	wantSeqs(t, seqs, 1, 1)
 }
+
+// The first record of a segment whose header was torn says nothing of the logs before: of
+// its own log's segments the ones before it may be torn as well.
+func TestTornHeadersPromiseNothing(t *testing.T) {
+	fsys := vfs.NewMem()
+	w, _, err := reopen(t, fsys, 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 7 { // three segments
+		w.append()
+	}
+	names := []string{w.l.segs[1].Name(), w.l.segs[2].Name()}
+	fsys.Kill()
+	for _, name := range names { // as a loss of power may leave what no flush covers
+		fsys.Corrupt(name, 0, func(b []byte) { clear(b[:wal.PageSize]) })
+	}
+	fsys.Corrupt(names[0], wal.PageSize, func(b []byte) { clear(b[:wal.PageSize]) })
+	p, owned, bad, err := OpenPool(fsys, "/j", PoolOptions{Store: [16]byte{1}, SegmentBytes: 8 * wal.PageSize, BudgetBytes: 1 << 30})
+	if err != nil || len(bad) != 2 || len(owned) != 2 {
+		t.Fatalf("%v, %d bad, %d owned", err, len(bad), len(owned))
+	}
+	for _, from := range []uint64{0, 3} { // with the first segment, and when it is folded
+		l := NewLog(p, owner, 2, func() uint64 { return 1 })
+		segments := owned
+		if from == 3 {
+			segments = owned[1:]
+		}
+		cut, err := l.Recover(segments, 0, 0, from, 0, func(Entry) error { return nil })
+		if err != nil || cut.Last != 3 {
+			t.Errorf("from %d: ends at %d, %v", from, cut.Last, err)
+		}
+	}
+}

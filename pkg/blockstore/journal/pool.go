@@ -194,6 +194,10 @@ func (s *Segment) readHeader() (Header, error) {
 	return DecodeHeader(page)
 }
 
+// guessedNumber stands for a segment's number in its log that nobody knows. It is not 0,
+// which would promise that what the log builds on is durable.
+const guessedNumber = ^uint32(0)
+
 // guessHeader makes a header from the first record of a segment whose header is bad. It
 // names the log whose record was written at that place last: one that is over, if the
 // segment was torn while it was being reused, and that is for recovery to know.
@@ -208,6 +212,7 @@ func (s *Segment) guessHeader(store [16]byte) (Header, bool) {
 	}
 	return Header{
 		Store: store, Owner: rec.Owner, Epoch: rec.Epoch, Log: rec.Log, Pages: uint32(s.pages), FirstSeq: rec.Seq,
+		Number: guessedNumber,
 		// If the log begins here, this is where the ones before it end; if not, the
 		// segment that it begins in says so.
 		PrevEnd: rec.Seq - 1,

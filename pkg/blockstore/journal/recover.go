@@ -83,8 +83,8 @@ func (l *Log) Keep(segments []Recovered) {
 func (r *recovery) readLogs(segments []Recovered) error {
 	sort.Slice(segments, func(i, j int) bool { return before(segments[i].Header, segments[j].Header) })
 	if len(segments) > 0 {
-		// It was made durable, so that nothing builds on what could still be lost.
-		if first := segments[0]; first.Header.PrevEnd > r.cut.Last {
+		// The header that a log begins with is durable once what it builds on is.
+		if first := segments[0]; first.Header.Number == 0 && first.Header.PrevEnd > r.cut.Last {
 			return fmt.Errorf("%s says so: %w", first.Segment.Name(), r.log.pool.Short(r.cut.Last, first.Header.PrevEnd))
 		}
 	}
