@@ -379,17 +379,16 @@ func TestTornHeadersPromiseNothing(t *testing.T) {
 		fsys.Corrupt(name, 0, func(b []byte) { clear(b[:wal.PageSize]) })
 	}
 	fsys.Corrupt(names[0], wal.PageSize, func(b []byte) { clear(b[:wal.PageSize]) })
-	p, owned, bad, err := OpenPool(fsys, "/j", PoolOptions{Store: [16]byte{1}, SegmentBytes: 8 * wal.PageSize, BudgetBytes: 1 << 30})
-	if err != nil || len(bad) != 2 || len(owned) != 2 {
-		t.Fatalf("%v, %d bad, %d owned", err, len(bad), len(owned))
-	}
 	for _, from := range []uint64{0, 3} { // with the first segment, and when it is folded
-		l := NewLog(p, owner, 2, func() uint64 { return 1 })
-		segments := owned
-		if from == 3 {
-			segments = owned[1:]
+		p, owned, bad, err := OpenPool(fsys, "/j", PoolOptions{Store: [16]byte{1}, SegmentBytes: 8 * wal.PageSize, BudgetBytes: 1 << 30})
+		if err != nil || len(bad) != 2 || len(owned) != 2 {
+			t.Fatalf("%v, %d bad, %d owned", err, len(bad), len(owned))
 		}
-		cut, err := l.Recover(segments, 0, 0, from, 0, func(Entry) error { return nil })
+		if from == 3 {
+			owned = owned[1:]
+		}
+		l := NewLog(p, owner, 2, func() uint64 { return 1 })
+		cut, err := l.Recover(owned, 0, 0, from, 0, func(Entry) error { return nil })
 		if err != nil || cut.Last != 3 {
 			t.Errorf("from %d: ends at %d, %v", from, cut.Last, err)
 		}
