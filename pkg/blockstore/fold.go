@@ -152,6 +152,9 @@ func (s *Store) fold(jobs []*foldJob) error {
 	healed := w.Healed()
 	for _, f := range folders {
 		root := f.root()
+		if f.job.err = f.job.v.syncBehind(f.job.to.Seq); f.job.err != nil {
+			continue
+		}
 		if f.job.err = s.commitFold(f.job, root, f.mapped(root), healed); f.job.err != nil {
 			continue
 		}

@@ -123,6 +123,20 @@ func (v *Volume) passing(seq, durable uint64) uint64 {
 	return 0
 }
 
+// syncBehind makes durable what a recovery has read back behind seq and no sync has
+// covered since. A fold calls it before its commit moves the position to seq: the process
+// before may have flushed those records, and have noted only what is about to be passed.
+// A volume that failed closed is left as it is.
+func (v *Volume) syncBehind(seq uint64) error {
+	v.mu.RLock()
+	due := v.mu.failed == nil && v.mu.found > max(seq, v.mu.synced)
+	v.mu.RUnlock()
+	if !due {
+		return nil
+	}
+	return v.syncJournal()
+}
+
 // reach is the sequence that the volume's journal must reach, given the cuts that wait
 // for their root. A deleted volume owes these and nothing more.
 func (r *volumeRecord) reach(cuts []pendingCut) (seq uint64) {

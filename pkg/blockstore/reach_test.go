@@ -123,6 +123,16 @@ func TestLostSegmentAfterKill(t *testing.T) {
 			x.write(x.v, 1)
 			return x.segments()[0]
 		}},
+		{"one of an earlier process, behind what a fold has passed", func(x *reachStore) string {
+			x.write(x.v, 1)
+			must(x.s.CreateSnapshot(context.Background(), x.v.ID(), "s", nil))(x)
+			x.flushed(x.v, 1) // the catalog knows the segment already
+			x.again()
+			if did, err := x.s.foldOnce(x.v); err != nil || !did {
+				x.Fatalf("fold: %v, %v", did, err)
+			}
+			return x.segments()[0]
+		}},
 		{"one that a snapshot has synced", func(x *reachStore) string {
 			x.write(x.v, 3)
 			must(x.s.CreateSnapshot(context.Background(), x.v.ID(), "s", nil))(x)

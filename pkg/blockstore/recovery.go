@@ -243,7 +243,7 @@ func (v *Volume) recover(segments []journal.Recovered, cuts []pendingCut, reach 
 	v.mu.next = end.Last + 1
 	// What was read back was in the files' page cache at least; whether it is durable
 	// nobody knows, so the next sync covers it again.
-	v.mu.appended, v.mu.dataSeq = end.Last, end.Last
+	v.mu.appended, v.mu.dataSeq, v.mu.found = end.Last, end.Last, end.Last
 	v.mu.synced, v.mu.marked = min(max(end.Synced, from), end.Last), min(max(end.Synced, from), end.Last)
 	return nil
 }
