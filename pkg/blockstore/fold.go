@@ -250,9 +250,10 @@ func (v *Volume) publish(job *foldJob, root dedup.Slot) {
 }
 
 // recovered lets a volume that failed closed be attached anew, once nobody has it open
-// and all that was acknowledged is in chunks. Called with v.mu held.
+// and all of its journal is folded, marks too: a segment that a sync failed on is let go
+// of then, and never appended to again (I8). Called with v.mu held.
 func (v *Volume) recovered() {
-	if v.mu.failed != nil && !v.mu.unfoldable && !v.inUse() && len(v.mu.layers) == 1 && !v.mu.layers[0].data {
+	if v.mu.failed != nil && !v.mu.unfoldable && !v.inUse() && len(v.mu.layers) == 1 && v.mu.layers[0].last <= v.mu.pos.Seq {
 		v.mu.failed = nil
 	}
 }
