@@ -50,8 +50,8 @@ rot: ## flip every byte, cut to every length and zero every sector of a small st
 	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -count=1 -v -timeout 0 -run '^TestRot$$' ./pkg/blockstore -rot.all
 
 .PHONY: exhaustive
-exhaustive: ## crash at and fail every file operation of a workload, in STATES states of the disk; rot a small store; count costs
-	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -count=1 -v -timeout 0 -run '^Test(EveryCrash|EveryFault|Rot|CostsDoNotGrow)$$' ./pkg/blockstore \
+exhaustive: ## crash at and fail every file operation of a workload, in STATES states of the disk; interleave; rot; count costs
+	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -count=1 -v -timeout 0 -run '^Test(EveryCrash|EveryFault|EveryInterleaving|Rot|CostsDoNotGrow)$$' ./pkg/blockstore \
 		$(if $(STATES),-every.ops 150 -every.states $(STATES)) $(if $(EVERY_SEED),-every.seed $(EVERY_SEED)) | grep -v '^=== '
 
 .PHONY: sim-csi
