@@ -2,7 +2,6 @@ package blockstore
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -382,63 +381,15 @@ func (p *play) searchAll(t testing.TB, disk *vfs.Mem, sum *sum) {
 	wg.Wait()
 }
 
-// catalogIsWhole looks at one view of the catalog: every name leads to its record and
-// back, every cut is there for exactly those that name it, and lists and look-ups answer.
+// catalogIsWhole looks at the catalog, if something was committed since it did.
 func (st *stage) catalogIsWhole() {
 	view := st.s.cat.View()
 	if view.Commit() == st.seen {
 		return
 	}
 	st.seen = view.Commit()
-	names := make(map[string]int) // by cut
-	for _, e := range view.Scan(keySnapshot, "", 0) {
-		var rec snapshotRecord
-		st.ok(decode(e, &rec), "record of a snapshot")
-		names[rec.Cut]++
-		var name nameRecord
-		_, err := get(view, keySnapshotName+rec.Name, &name)
-		st.ok(err, "name of a snapshot")
-		if keySnapshot+name.ID != e.Key {
-			st.flaw("snapshot %s has the name of %s", e.Key, name.ID)
-		}
-	}
-	for _, e := range view.Scan(keyVolume, "", 0) {
-		var rec volumeRecord
-		st.ok(decode(e, &rec), "record of a volume")
-		if rec.Cut != "" {
-			names[rec.Cut]++
-		}
-		if rec.Deleted {
-			continue
-		}
-		var name nameRecord
-		_, err := get(view, keyVolumeName+rec.Name, &name)
-		st.ok(err, "name of a volume")
-		if keyVolume+name.ID != e.Key {
-			st.flaw("volume %s has the name of %s", e.Key, name.ID)
-		}
-	}
-	for _, e := range view.Scan(keyCut, "", 0) {
-		var cut cutRecord
-		st.ok(decode(e, &cut), "record of a cut")
-		if id := strings.TrimPrefix(e.Key, keyCut); cut.Names != names[id] {
-			st.flaw("cut %s has %d names, and %d name it", id, cut.Names, names[id])
-		}
-		delete(names, strings.TrimPrefix(e.Key, keyCut))
-	}
-	for cut, n := range names {
-		st.flaw("%d name cut %s, which is not there", n, cut)
-	}
-	for _, info := range st.s.Volumes() {
-		if _, err := st.s.Volume(info.ID); err != nil && !errors.Is(err, ErrNotFound) {
-			st.flaw("volume %s: %v", info.ID, err)
-		}
-	}
-	for _, info := range st.s.Snapshots("") {
-		if _, err := st.s.Snapshot(info.ID); err != nil && !errors.Is(err, ErrNotFound) {
-			st.flaw("snapshot %s: %v", info.ID, err)
-		}
-	}
+	st.ok(wholeCatalog(view), "catalog")
+	st.ok(st.s.listsAnswer(), "lists")
 }
 
 // blocks is an image by block number; what is not in it is zeros. Nothing is written
