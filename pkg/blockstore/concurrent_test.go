@@ -423,6 +423,7 @@ func TestConcurrent(t *testing.T) {
 	wg.Go(func() { l.verify(rand.New(rand.NewPCG(1, 3)), out) })
 	wg.Go(func() { l.verify(rand.New(rand.NewPCG(2, 3)), out) })
 	wg.Go(func() { l.attachDetach(rand.New(rand.NewPCG(1, 4))) })
+	wg.Go(l.views)
 	wg.Go(func() {
 		for ; !l.stopped(); collections.Add(1) {
 			if _, err := s.Collect(context.Background()); err != nil {

@@ -1,11 +1,10 @@
 package blockstore
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"runtime"
 	"slices"
 	"strings"
@@ -20,7 +19,7 @@ import (
 
 var (
 	interleaveOnly = flag.String("interleave.only", "", "run the plays with this in their name only")
-	interleaveRuns = flag.Int64("interleave.runs", 0, "stop each play after so many schedules; 0: a few thousand of the longest ones, -1: never")
+	interleaveRuns = flag.Int64("interleave.runs", 2000, "try so many schedules of a play at most, and if these are not all as many again at random; -1: all")
 	interleaveShow = flag.String("interleave.schedule", "", "run this one schedule, as a failure prints it")
 )
 
@@ -135,10 +134,11 @@ func parseSchedule(text string) (turns []int) {
 	return turns
 }
 
-// perform runs a play: the first turns as given, then always the first actor that can go
-// on. It returns the choices, and whether the run was cut short because an actor only
-// waited where others could go on: the same is tried with that actor later.
-func (p *play) perform(t testing.TB, disk *vfs.Mem, turns []int) (made schedule, cut bool, err error) {
+// perform runs a play: the first turns as given, then any actor's if there is a rng, and
+// else always the first one's that can go on. It returns the choices, and whether the run
+// was cut short because an actor only waited where others could go on: the same is tried
+// with that actor later.
+func (p *play) perform(t testing.TB, disk *vfs.Mem, turns []int, rng *rand.Rand) (made schedule, cut bool, err error) {
 	st := &stage{TB: t, mem: disk.Clone(), images: make(map[string]blocks), back: make(chan struct{})}
 	st.fs = vfs.NewFaulty(st.mem)
 	defer func() {
@@ -165,6 +165,8 @@ func (p *play) perform(t testing.TB, disk *vfs.Mem, turns []int) (made schedule,
 			if c.taken = slices.Index(able, turns[n]); c.taken < 0 {
 				return made, false, fmt.Errorf("turn %d is not that of actor %d: the play is not the same each time", n, turns[n])
 			}
+		} else if rng != nil {
+			c.taken = rng.IntN(len(able))
 		}
 		made = append(made, c)
 		a := st.actors[able[c.taken]]
@@ -234,27 +236,33 @@ func (st *stage) ok(err error, what string) {
 type sum struct {
 	runs, cut, longest atomic.Int64
 	stop               atomic.Bool
-	limit              int64
+	limit              int64 // of runs; negative: none
+}
+
+// add counts a run and tells whether to go on.
+func (s *sum) add(t testing.TB, p *play, made schedule, cut bool, err error) bool {
+	if err != nil {
+		s.stop.Store(true)
+		t.Errorf("schedule %v: %v\nreplay: -test.run '^TestEveryInterleaving$' -interleave.only '%s' -interleave.schedule %v", made, err, p.name, made)
+		return false
+	}
+	if cut {
+		s.cut.Add(1)
+		return true
+	}
+	s.longest.Store(max(s.longest.Load(), int64(len(made))))
+	if n := s.runs.Add(1); s.limit >= 0 && n >= s.limit {
+		s.stop.Store(true)
+	}
+	return !s.stop.Load()
 }
 
 // search goes depth-first through all schedules that begin with turns, whose first fixed
 // choices stay.
 func (p *play) search(t testing.TB, disk *vfs.Mem, turns []int, fixed int, sum *sum) {
 	for !sum.stop.Load() {
-		made, cut, err := p.perform(t, disk, turns)
-		n := sum.runs.Add(1)
-		if cut {
-			n = sum.runs.Add(-1)
-			sum.cut.Add(1)
-		}
-		if err != nil {
-			sum.stop.Store(true)
-			t.Errorf("schedule %v of %d: %v\nreplay: -test.run '^TestEveryInterleaving$' -interleave.only '%s' -interleave.schedule %v", made, n, err, p.name, made)
-			return
-		}
-		sum.longest.Store(max(sum.longest.Load(), int64(len(made))))
-		if sum.limit > 0 && n >= sum.limit {
-			sum.stop.Store(true)
+		made, cut, err := p.perform(t, disk, turns, nil)
+		if !sum.add(t, p, made, cut, err) {
 			return
 		}
 		if turns = next(made, fixed); turns == nil {
@@ -285,7 +293,7 @@ func next(made schedule, fixed int) []int {
 func (p *play) starts(t testing.TB, disk *vfs.Mem, depth int) (all [][]int) {
 	var turns []int
 	for {
-		made, _, err := p.perform(t, disk, turns)
+		made, _, err := p.perform(t, disk, turns, nil)
 		if err != nil {
 			t.Fatalf("schedule %v: %v", made, err)
 		}
@@ -314,25 +322,47 @@ func TestEveryInterleaving(t *testing.T) {
 		t.Run(p.name, func(t *testing.T) {
 			disk := p.disk(t)
 			if *interleaveShow != "" {
-				if made, _, err := p.perform(t, disk, parseSchedule(*interleaveShow)); err != nil {
+				if made, _, err := p.perform(t, disk, parseSchedule(*interleaveShow), nil); err != nil {
 					t.Fatalf("schedule %v: %v", made, err)
 				}
 				return
 			}
-			sum := &sum{limit: cmp.Or(*interleaveRuns, 4000)}
+			limit := *interleaveRuns
 			if raceEnabled { // the rest runs without the race detector
-				sum.limit = 200
+				limit = 200
 			}
-			p.searchAll(t, disk, sum)
-			how := "all"
-			if sum.stop.Load() {
-				how = "the first"
+			s := &sum{limit: limit}
+			p.searchAll(t, disk, s)
+			if !s.stop.Load() {
+				t.Logf("all %d schedules of up to %d turns; %d more ended where one could only wait", s.runs.Load(), s.longest.Load(), s.cut.Load())
+				return
 			}
-			t.Logf("%s %d schedules of up to %d turns; %d more ended where one could only wait", how, sum.runs.Load(), sum.longest.Load(), sum.cut.Load())
+			r := &sum{limit: limit}
+			p.sample(t, disk, r)
+			t.Logf("the first %d schedules and %d at random, of up to %d turns", s.runs.Load(), r.runs.Load(), max(s.longest.Load(), r.longest.Load()))
 		})
 	}
 }
 
+// sample tries schedules at random, the same ones each time, but for who is first to the
+// limit.
+func (p *play) sample(t testing.TB, disk *vfs.Mem, sum *sum) {
+	var wg sync.WaitGroup
+	for i := range runtime.GOMAXPROCS(0) {
+		rng := rand.New(rand.NewPCG(uint64(i), 9))
+		wg.Go(func() {
+			for !t.Failed() {
+				made, cut, err := p.perform(t, disk, nil, rng)
+				if !sum.add(t, p, made, cut, err) {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// searchAll goes through all schedules.
 func (p *play) searchAll(t testing.TB, disk *vfs.Mem, sum *sum) {
 	const depth = 3
 	work := make(chan []int)
@@ -351,63 +381,15 @@ func (p *play) searchAll(t testing.TB, disk *vfs.Mem, sum *sum) {
 	wg.Wait()
 }
 
-// catalogIsWhole looks at one view of the catalog: every name leads to its record and
-// back, every cut is there for exactly those that name it, and lists and look-ups answer.
+// catalogIsWhole looks at the catalog, if something was committed since it did.
 func (st *stage) catalogIsWhole() {
 	view := st.s.cat.View()
 	if view.Commit() == st.seen {
 		return
 	}
 	st.seen = view.Commit()
-	names := make(map[string]int) // by cut
-	for _, e := range view.Scan(keySnapshot, "", 0) {
-		var rec snapshotRecord
-		st.ok(decode(e, &rec), "record of a snapshot")
-		names[rec.Cut]++
-		var name nameRecord
-		_, err := get(view, keySnapshotName+rec.Name, &name)
-		st.ok(err, "name of a snapshot")
-		if keySnapshot+name.ID != e.Key {
-			st.flaw("snapshot %s has the name of %s", e.Key, name.ID)
-		}
-	}
-	for _, e := range view.Scan(keyVolume, "", 0) {
-		var rec volumeRecord
-		st.ok(decode(e, &rec), "record of a volume")
-		if rec.Cut != "" {
-			names[rec.Cut]++
-		}
-		if rec.Deleted {
-			continue
-		}
-		var name nameRecord
-		_, err := get(view, keyVolumeName+rec.Name, &name)
-		st.ok(err, "name of a volume")
-		if keyVolume+name.ID != e.Key {
-			st.flaw("volume %s has the name of %s", e.Key, name.ID)
-		}
-	}
-	for _, e := range view.Scan(keyCut, "", 0) {
-		var cut cutRecord
-		st.ok(decode(e, &cut), "record of a cut")
-		if id := strings.TrimPrefix(e.Key, keyCut); cut.Names != names[id] {
-			st.flaw("cut %s has %d names, and %d name it", id, cut.Names, names[id])
-		}
-		delete(names, strings.TrimPrefix(e.Key, keyCut))
-	}
-	for cut, n := range names {
-		st.flaw("%d name cut %s, which is not there", n, cut)
-	}
-	for _, info := range st.s.Volumes() {
-		if _, err := st.s.Volume(info.ID); err != nil && !errors.Is(err, ErrNotFound) {
-			st.flaw("volume %s: %v", info.ID, err)
-		}
-	}
-	for _, info := range st.s.Snapshots("") {
-		if _, err := st.s.Snapshot(info.ID); err != nil && !errors.Is(err, ErrNotFound) {
-			st.flaw("snapshot %s: %v", info.ID, err)
-		}
-	}
+	st.ok(wholeCatalog(view), "catalog")
+	st.ok(st.s.listsAnswer(), "lists")
 }
 
 // blocks is an image by block number; what is not in it is zeros. Nothing is written
