@@ -203,7 +203,7 @@ func (h *localHost) DetachLoop(ctx context.Context, device string, lazy bool) er
 	if err != nil {
 		return err
 	}
-	return apart(func() error { return detachLoop(ctx, keep, device, lazy) })
+	return alone(func() error { return detachLoop(ctx, keep, device, lazy) })
 }
 
 // detachLoop runs apart: the last close waits for the device, and this has it.
@@ -328,7 +328,7 @@ func openers(device string) []string {
 }
 
 func (h *localHost) DeviceSize(device string) (int64, error) {
-	return apartValue(func() (int64, error) { return deviceSize(device) })
+	return aloneValue(func() (int64, error) { return deviceSize(device) })
 }
 
 func deviceSize(device string) (int64, error) {
@@ -346,7 +346,7 @@ func deviceSize(device string) (int64, error) {
 }
 
 func (h *localHost) FlushDevice(device string) error {
-	return apart(func() error { return flushDevice(device) })
+	return alone(func() error { return flushDevice(device) })
 }
 
 func flushDevice(device string) error {
