@@ -203,7 +203,7 @@ func (h *localHost) DetachLoop(ctx context.Context, device string, lazy bool) er
 	if err != nil {
 		return err
 	}
-	return alone(func() error { return detachLoop(ctx, keep, device, lazy) })
+	return apart(func() error { return detachLoop(ctx, keep, device, lazy) })
 }
 
 // detachLoop runs apart: the last close waits for the device, and this has it.
