@@ -379,9 +379,9 @@ func TestFullDiskUnstage(t *testing.T) {
 		w := d.write()
 		d.stalls(w)
 		content := d.early[:4<<20]
-		if err := os.WriteFile(filepath.Join(mnt, "late"), content, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		written := make(chan error, 1) // at once, or it waits already: ext4 has work of its own
+		go func() { written <- os.WriteFile(filepath.Join(mnt, "late"), content, 0o600) }()
+		d.until("it is written or waits", func() bool { return len(written) > 0 || d.show("late").WaitingSince != nil })
 		for range 2 {
 			for _, v := range []claim{busy, late} {
 				ctx, cancel := context.WithTimeout(d.ctx, 15*time.Second)
@@ -397,6 +397,9 @@ func TestFullDiskUnstage(t *testing.T) {
 		d.goesOn(w)
 		if err := w.Stop(); err != nil {
 			t.Errorf("a writer failed: %v", err)
+		}
+		if err := <-written; err != nil {
+			t.Errorf("writing to the other volume: %v", err)
 		}
 		for _, v := range []claim{busy, late} {
 			var err error
