@@ -55,12 +55,20 @@ func closeFUSE(f *os.File) error {
 // a copy of the table of descriptors: what f opens is unknown to everybody else and has
 // to be closed by f, what f closes stays open elsewhere. f may use descriptors of the
 // caller, and must not keep or return a file of its own.
-func apart(f func() error) error {
+func apart(f func() error) error { return onThread(leaveFUSE, f) }
+
+// alone is apart for f that opens all it needs: its thread has none of the others'
+// descriptors. Those of files that are removed meanwhile would keep the files' space, for
+// as long as f waits; and on a full disk f may wait for just that space.
+func alone(f func() error) error { return onThread(emptyTable, f) }
+
+// onThread runs f on a thread of its own with the table of descriptors that leave makes.
+func onThread(leave, f func() error) error {
 	if err := startPoller(); err != nil {
 		return err
 	}
 	done := make(chan error, 1)
-	go runApart(f, done)
+	go runApart(leave, f, done)
 	return <-done
 }
 
@@ -76,17 +84,17 @@ var startPoller = sync.OnceValue(func() error {
 	return nil
 })
 
-func runApart(f func() error, done chan<- error) {
+func runApart(leave, f func() error, done chan<- error) {
 	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {
 		// The process's first thread does not end with its goroutine. While this one
 		// has it, the next cannot get it.
 		defer runtime.UnlockOSThread()
-		done <- apart(f)
+		done <- onThread(leave, f)
 		return
 	}
 	// Locked for ever: the thread ends with this goroutine, and its table with it.
-	if err := leaveFUSE(); err != nil {
+	if err := leave(); err != nil {
 		done <- err
 		return
 	}
@@ -109,8 +117,13 @@ func leaveFUSE() error {
 }
 
 // apartValue is apart for a result beside the error.
-func apartValue[T any](f func() (T, error)) (value T, err error) {
-	err = apart(func() error {
+func apartValue[T any](f func() (T, error)) (value T, err error) { return valueOf(apart, f) }
+
+// aloneValue is alone for a result beside the error.
+func aloneValue[T any](f func() (T, error)) (value T, err error) { return valueOf(alone, f) }
+
+func valueOf[T any](run func(func() error) error, f func() (T, error)) (value T, err error) {
+	err = run(func() error {
 		var err error
 		value, err = f()
 		return err

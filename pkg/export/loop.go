@@ -328,7 +328,7 @@ func openers(device string) []string {
 }
 
 func (h *localHost) DeviceSize(device string) (int64, error) {
-	return apartValue(func() (int64, error) { return deviceSize(device) })
+	return aloneValue(func() (int64, error) { return deviceSize(device) })
 }
 
 func deviceSize(device string) (int64, error) {
@@ -346,7 +346,7 @@ func deviceSize(device string) (int64, error) {
 }
 
 func (h *localHost) FlushDevice(device string) error {
-	return apart(func() error { return flushDevice(device) })
+	return alone(func() error { return flushDevice(device) })
 }
 
 func flushDevice(device string) error {

@@ -81,11 +81,11 @@ func bindMount(source, target string, readOnly bool) error {
 // Unmount is the system call itself: its errno says what is wrong, and none of the
 // filesystem types here needs a helper program.
 func (h *localHost) Unmount(target string) error {
-	return apart(func() error { return unmount(target, 0) })
+	return alone(func() error { return unmount(target, 0) })
 }
 
 func (h *localHost) ForceUnmount(target string) error {
-	return apart(func() error { return unmount(target, unix.MNT_FORCE|unix.MNT_DETACH) })
+	return alone(func() error { return unmount(target, unix.MNT_FORCE|unix.MNT_DETACH) })
 }
 
 func unmount(target string, flags int) error {
@@ -173,7 +173,7 @@ func (h *localHost) GrowFS(device, mountPoint string) error {
 }
 
 func (h *localHost) SyncFS(path string) error {
-	return apart(func() error {
+	return alone(func() error {
 		f, err := openCloexec(path, unix.O_RDONLY)
 		if err != nil {
 			return err
@@ -187,7 +187,7 @@ func (h *localHost) SyncFS(path string) error {
 }
 
 func (h *localHost) Statfs(path string) (FSStats, error) {
-	return apartValue(func() (FSStats, error) { return statfs(path) })
+	return aloneValue(func() (FSStats, error) { return statfs(path) })
 }
 
 func statfs(path string) (FSStats, error) {
