@@ -36,7 +36,7 @@ var (
 	raceCatalog = raceIn("./pkg/catalog", "TestCommit.*|TestConcurrent.*")
 
 	exportFuse   = tests("./pkg/export", "TestInit|TestOldKernelInit|TestAnswers|TestReadOnlyAnswers|TestReaders|TestErrno")
-	exportAttach = tests("./pkg/export", "TestVectors|TestSizes|TestDetachInUse|TestErrors|TestReadOnly.*|TestResizeRefused|TestAttachUndone|TestFlush.*|TestDetach.*")
+	exportAttach = tests("./pkg/export", "TestVectors|TestSizes|TestDetachInUse|TestErrors|TestReadOnly.*|TestResizeRefused|TestDetach.*|TestAttachChecksTheSize")
 	driverNode   = tests("./pkg/driver", "TestMkfsProtocol|TestStage.*|TestMkfsThatFails|TestSecondStage|TestFilesystemThatIsNotThere|TestRefusedStageChangesNothing|TestSecondOperationIsAborted|TestNode.*")
 )
 
