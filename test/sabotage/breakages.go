@@ -18,7 +18,7 @@ var (
 	dedupAll     = all("./pkg/dedup")
 
 	engineTrace   = tests("./pkg/blockstore", "TestTrace")
-	engineReach   = tests("./pkg/blockstore", "TestLostSegmentAfterKill|TestOlderSegmentAfterKill|TestDeletedVolumeOwesOnlyItsCuts|TestFlushWhileFoldCommits|TestSwappedSegmentsAfterKill")
+	engineReach   = tests("./pkg/blockstore", "TestLostSegmentAfterKill|TestOlderSegmentAfterKill|TestCommitsOfFlushes|TestFlushThatCannotBeNoted|TestDeletedVolumeOwesOnlyItsCuts|TestFlushWhileFoldCommits|TestSwappedSegmentsAfterKill")
 	engineGate    = tests("./pkg/blockstore", "TestGate|TestCollectionWaitsForFolds|TestCommitsAreConditional|TestRootsOfCuts")
 	engineVolume  = tests("./pkg/blockstore", "TestWriteOfAVolumeClosedMeanwhile|TestFailedAppendEndsWhoWaits|TestWriterAndCutWaitTogether|TestUnsyncedMemoryIsBounded|TestFlush.*|TestWritersWaitForASegment|TestFoldWaitsForAnother")
 	engineRace    = tests("./pkg/blockstore", "TestAcknowledgeWaitsForEarlierRecords|TestSnapshotWaitsForWritesInFlight|TestSnapshotDuringFold|TestFoldDuringSnapshot")
@@ -175,6 +175,7 @@ var breakages = []breakage{
 	{"pkg/blockstore/journal/log.go", "func (s *Segment) Appended() { s.dirty = true }", "func (s *Segment) Appended() { _ = s.dirty }", "journal: append does not make its segment dirty", []step{engineTrace}},
 	{"pkg/blockstore/journal/log.go", "l.segs[0].last <= seq {", "l.segs[0].last <= seq+1 {", "journal: trimmed too far", []step{journalAll}},
 	{"pkg/blockstore/fold.go", "v.mu.log.Trim(job.to.Seq)", "v.mu.log.Trim(v.mu.next - 1)", "fold: trims what it has not folded", []step{engineTrace, engineGate, engineSim}},
+	{"pkg/blockstore/reach.go", "due := v.mu.failed == nil && v.mu.found > max(seq, v.mu.synced)", "due := false", "fold: passes what an earlier process may have flushed behind it", []step{engineReach}},
 	{"pkg/blockstore/fold.go", "if v.mu.unfoldable || oldest.hold > 0 {", "if v.mu.unfoldable {", "fold: begins before its cut is recorded", []step{engineRace}},
 	{"pkg/blockstore/fold.go", "\tif err := w.Flush(); err != nil {\n\t\treturn err\n\t}\n\tfor _, f := range folders {\n\t\tif err := f.remap()", "\tfor _, f := range folders {\n\t\tif err := f.remap()", "fold: map made before chunks are appended", []step{engineTrace, engineGate}},
 	{"pkg/blockstore/snapshot.go", "case c.rec.Position.Seq < at.Seq:", "case false:", "cut: given the root of an earlier position", []step{engineRace}},
