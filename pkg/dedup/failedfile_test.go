@@ -21,7 +21,7 @@ func TestFailedFileIsLeftAlone(t *testing.T) {
 			faulty := vfs.NewFaulty(mem)
 			s := open(t, faulty, 1)
 			at := put(t, s, seq(0, 10)...)
-			failed := ""
+			failed, durable := "", s.Files()[0].Size
 			faulty.SetHook(func(op vfs.Op) error {
 				switch {
 				case failed == "" && op.Kind == kind:
@@ -42,6 +42,9 @@ func TestFailedFileIsLeftAlone(t *testing.T) {
 				}
 			} else if _, err := tryPut(s, seq(10, 20)...); !errors.Is(err, broken) {
 				t.Fatal(err)
+			}
+			if st, err := mem.Stat(failed); err != nil || st.Size != durable {
+				t.Errorf("%d bytes are left of a file that was durable up to %d: %v", st.Size, durable, err)
 			}
 			at = append(at, put(t, s, seq(10, 20)...)...)
 			if err := errors.Join(s.SealOpen(), s.Close()); err != nil {

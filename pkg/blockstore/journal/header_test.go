@@ -190,3 +190,20 @@ func TestNewSegmentIsWritten(t *testing.T) {
 		t.Errorf("%d bytes of %d were written", written, p.o.SegmentBytes)
 	}
 }
+
+// A segment that could not be made leaves no file, under whatever name: nobody would count
+// its space.
+func TestFailedSegmentLeavesNothing(t *testing.T) {
+	for _, kind := range []vfs.OpKind{vfs.OpAllocate, vfs.OpWrite, vfs.OpSync, vfs.OpRename, vfs.OpSyncDir, vfs.OpOpen} {
+		fsys := vfs.NewFaulty(vfs.NewMem())
+		p, _ := pool(t, fsys, 4)
+		failing(fsys, kind, "")
+		if _, err := p.Get(); err == nil {
+			t.Errorf("failing %v: no error", kind)
+		}
+		fsys.SetHook(nil)
+		if names, err := fsys.ReadDir("/j"); err != nil || len(names) != 0 || p.Stats() != (PoolStats{}) {
+			t.Errorf("failing %v: %v, %v, %+v", kind, names, err, p.Stats())
+		}
+	}
+}
