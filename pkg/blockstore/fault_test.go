@@ -386,6 +386,9 @@ func TestJournalSyncFails(t *testing.T) {
 			if err := v.Close(); !errors.Is(err, ErrFailed) {
 				t.Errorf("close: %v", err)
 			}
+			if _, err := s.OpenVolume(context.Background(), v.ID()); !errors.Is(err, ErrFailed) {
+				t.Errorf("attached again before what it holds is in new files: %v", err)
+			}
 			foldAll(t, s) // what is in memory goes to new files
 			v = attach(t, s, v.ID())
 			got := readAll(t, v)

@@ -3,6 +3,7 @@ package blockstore
 import (
 	"errors"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -189,6 +190,157 @@ func TestVolumeRanges(t *testing.T) {
 	wantImage(t, readAll(t, v), image, "volume with holes")
 	foldAll(t, s)
 	wantImage(t, readAll(t, v), image, "volume with holes, folded")
+	ok(t, v.Close())
+	ok(t, s.Close())
+}
+
+// blockFirst blocks the first operation for which is holds until goOn is closed; entered
+// is closed when it has come.
+func blockFirst(fsys *vfs.Faulty, is func(vfs.Op) bool) (entered, goOn chan struct{}) {
+	entered, goOn = make(chan struct{}), make(chan struct{})
+	var came atomic.Bool
+	fsys.SetHook(func(op vfs.Op) error {
+		if is(op) && !came.Swap(true) {
+			close(entered)
+			<-goOn
+		}
+		return nil
+	})
+	return entered, goOn
+}
+
+func syncsSegment(op vfs.Op) bool {
+	return op.Kind == vfs.OpDatasync && strings.HasSuffix(op.Name, ".seg")
+}
+
+// wantsToWait fails the test if a call ends before something that it has to wait for is
+// let go on, or does not end then.
+func wantsToWait(t *testing.T, what string, entered, goOn chan struct{}, call func() error) {
+	t.Helper()
+	<-entered
+	ended := make(chan error, 1)
+	go func() { ended <- call() }()
+	select {
+	case err := <-ended:
+		t.Errorf("%s ended too early: %v", what, err)
+		close(goOn)
+		return
+	case <-time.After(20 * time.Millisecond):
+	}
+	close(goOn)
+	within(t, 10*time.Second, what, func() { ok(t, <-ended) })
+}
+
+// A flush beside another one that has taken the journal's segments to sync is answered
+// when that one's sync has ended, not before.
+func TestFlushWaitsForAnother(t *testing.T) {
+	fsys := vfs.NewFaulty(vfs.NewMem())
+	s := openStore(t, fsys, smallOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	writeAt(t, v, noise(1, BlockSize), 0)
+	ok(t, v.Flush())
+	writeAt(t, v, noise(2, BlockSize), 0)
+	entered, goOn := blockFirst(fsys, syncsSegment)
+	first := make(chan error, 1)
+	go func() { first <- v.Flush() }()
+	wantsToWait(t, "the second flush", entered, goOn, v.Flush)
+	ok(t, <-first)
+	fsys.SetHook(nil)
+	ok(t, v.Close())
+	ok(t, s.Close())
+}
+
+// So is a flush beside the header of a new log, which makes durable what it builds on.
+func TestFlushWaitsForANewLog(t *testing.T) {
+	mem := vfs.NewMem()
+	s := openStore(t, mem, smallOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	id := v.ID()
+	writeAt(t, v, noise(1, BlockSize), 0)
+	mem.Kill()
+	s.abandon()
+	fsys := vfs.NewFaulty(mem)
+	s = openStore(t, fsys, smallOptions())
+	v = attach(t, s, id)
+	entered, goOn := blockFirst(fsys, syncsSegment)
+	written := make(chan error, 1)
+	go func() {
+		_, err := v.WriteAt(noise(2, BlockSize), BlockSize)
+		written <- err
+	}()
+	wantsToWait(t, "a flush of what was read back", entered, goOn, v.Flush)
+	ok(t, <-written)
+	fsys.SetHook(nil)
+	ok(t, v.Close())
+	ok(t, s.Close())
+}
+
+// A flush makes durable what was appended, and counts nothing else as durable: a record
+// whose mark said more would turn a torn tail into damage.
+func TestFlushCoversWhatIsAppended(t *testing.T) {
+	s := openStore(t, vfs.NewMem(), smallOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	writeAt(t, v, noise(1, BlockSize), 0)
+	op := must(v.begin(wal.TypeWrite, BlockSize, BlockSize, noise(2, BlockSize)))(t)
+	ok(t, v.Flush())
+	if v.mu.synced != op.seq-1 {
+		t.Errorf("records up to %d count as durable, %d is not written yet", v.mu.synced, op.seq)
+	}
+	v.append(op)
+	ok(t, v.acknowledge(op))
+	ok(t, v.Close())
+	ok(t, s.Close())
+}
+
+// While a segment is made for a volume's journal nobody takes a place in it, nor has
+// another one made: it says which sequence comes first.
+func TestWritersWaitForASegment(t *testing.T) {
+	fsys := vfs.NewFaulty(vfs.NewMem())
+	s := openStore(t, fsys, smallOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	entered, goOn := blockFirst(fsys, func(op vfs.Op) bool {
+		return op.Kind == vfs.OpCreate && strings.Contains(op.Name, "/"+dirJournal+"/")
+	})
+	first := make(chan error, 1)
+	write := func(seed uint64) error {
+		_, err := v.WriteAt(noise(seed, BlockSize), int64(seed)*BlockSize)
+		return err
+	}
+	go func() { first <- write(1) }()
+	wantsToWait(t, "the second write", entered, goOn, func() error { return write(2) })
+	ok(t, <-first)
+	if st := s.pool.Stats(); st.InUse != 1 {
+		t.Errorf("segments: %+v", st)
+	}
+	want := make([]byte, v.Size())
+	copy(want[BlockSize:], noise(1, BlockSize))
+	copy(want[2*BlockSize:], noise(2, BlockSize))
+	wantImage(t, readAll(t, v), want, "volume")
+	ok(t, v.Close())
+	ok(t, s.Close())
+}
+
+// Two folds of a volume run one after the other, each on a layer of its own.
+func TestFoldWaitsForAnother(t *testing.T) {
+	fsys := vfs.NewFaulty(vfs.NewMem())
+	s := openStore(t, fsys, smallOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	writeAt(t, v, noise(1, BlockSize), 0)
+	entered, goOn := blockFirst(fsys, func(op vfs.Op) bool {
+		return op.Kind == vfs.OpDatasync && strings.Contains(op.Name, "/"+dirChunks+"/")
+	})
+	first := make(chan error, 1)
+	go func() {
+		_, err := s.foldOnce(v)
+		first <- err
+	}()
+	wantsToWait(t, "the second fold", entered, goOn, func() error {
+		_, err := s.foldOnce(v)
+		return err
+	})
+	ok(t, <-first)
+	fsys.SetHook(nil)
+	wantClean(t, s)
 	ok(t, v.Close())
 	ok(t, s.Close())
 }

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"path"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/k8ns/granary/pkg/vfs"
 )
@@ -19,7 +21,7 @@ func TestFailedFileIsLeftAlone(t *testing.T) {
 			faulty := vfs.NewFaulty(mem)
 			s := open(t, faulty, 1)
 			at := put(t, s, seq(0, 10)...)
-			failed := ""
+			failed, durable := "", s.Files()[0].Size
 			faulty.SetHook(func(op vfs.Op) error {
 				switch {
 				case failed == "" && op.Kind == kind:
@@ -40,6 +42,9 @@ func TestFailedFileIsLeftAlone(t *testing.T) {
 				}
 			} else if _, err := tryPut(s, seq(10, 20)...); !errors.Is(err, broken) {
 				t.Fatal(err)
+			}
+			if st, err := mem.Stat(failed); err != nil || st.Size != durable {
+				t.Errorf("%d bytes are left of a file that was durable up to %d: %v", st.Size, durable, err)
 			}
 			at = append(at, put(t, s, seq(10, 20)...)...)
 			if err := errors.Join(s.SealOpen(), s.Close()); err != nil {
@@ -131,4 +136,80 @@ func TestFullFileIsSealed(t *testing.T) {
 	if _, err := tryPut(s, 1000); !errors.Is(err, ErrClosed) {
 		t.Errorf("append after Close: %v", err)
 	}
+}
+
+// Who needs a file durable while another is syncing it waits for that sync, and fails with
+// it: a second one would succeed after a first that failed, and nothing be on the disk (I8).
+func TestSyncWaitsForAnother(t *testing.T) {
+	faulty := vfs.NewFaulty(vfs.NewMem())
+	s := open(t, faulty, 1)
+	var writers []*Writer
+	for i := range 2 {
+		w := s.NewWriter(CodecZstd, 3)
+		defer w.Close()
+		if _, err := w.Block(block(i), Slot{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		writers = append(writers, w)
+	}
+	broken := errors.New("input/output error")
+	entered, goOn := make(chan struct{}), make(chan struct{})
+	var syncs atomic.Int32
+	faulty.SetHook(func(op vfs.Op) error {
+		if op.Kind != vfs.OpDatasync || syncs.Add(1) > 1 {
+			return nil
+		}
+		close(entered)
+		<-goOn
+		return broken
+	})
+	ended := make(chan error, 2)
+	go func() { ended <- writers[0].Sync() }()
+	<-entered
+	go func() { ended <- writers[1].Sync() }()
+	select {
+	case err := <-ended:
+		t.Errorf("synced beside another sync: %v", err)
+		ended <- broken
+	case <-time.After(20 * time.Millisecond):
+	}
+	close(goOn)
+	for range 2 {
+		if err := <-ended; err == nil {
+			t.Error("a sync of a file whose sync failed")
+		}
+	}
+	if n := syncs.Load(); n != 1 {
+		t.Errorf("%d syncs", n)
+	}
+}
+
+// One collection at a time, and only of what was there before its marking began.
+func TestPlanPicks(t *testing.T) {
+	s := open(t, vfs.NewMem(), 1)
+	put(t, s, seq(0, 10)...)
+	if err := s.SealOpen(); err != nil {
+		t.Fatal(err)
+	}
+	h := s.Horizon()
+	put(t, s, seq(10, 20)...)
+	if err := s.SealOpen(); err != nil {
+		t.Fatal(err)
+	}
+	first := s.Plan(LiveSet{}, h, PlanOptions{})
+	if n := first.Files(); n != 1 {
+		t.Errorf("%d files, one is older than the horizon", n)
+	}
+	if n := s.Plan(LiveSet{}, s.Horizon(), PlanOptions{}).Files(); n != 0 {
+		t.Errorf("a second collection beside the first has %d files", n)
+	}
+	first.Abort()
+	second := s.Plan(LiveSet{}, s.Horizon(), PlanOptions{})
+	if n := second.Files(); n != 2 {
+		t.Errorf("%d files of two", n)
+	}
+	second.Abort()
 }

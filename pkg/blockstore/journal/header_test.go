@@ -163,3 +163,47 @@ func TestLogNumbersAreRandom(t *testing.T) {
 		t.Errorf("only %d low halves of 8 numbers differ", len(low))
 	}
 }
+
+// A new segment is written over its whole length, once, before it has its name: later
+// syncs then change no allocation.
+func TestNewSegmentIsWritten(t *testing.T) {
+	fsys := vfs.NewFaulty(vfs.NewMem())
+	p, _ := pool(t, fsys, 4)
+	p.o.SegmentBytes = 5 << 19 // more than is written at a time
+	p.o.BudgetBytes = 4 * p.o.SegmentBytes
+	written := int64(0)
+	fsys.SetHook(func(op vfs.Op) error {
+		switch {
+		case op.Kind == vfs.OpWrite && op.Off <= written && written <= op.Off+op.Len:
+			written = op.Off + op.Len
+		case op.Kind == vfs.OpWrite:
+			t.Errorf("%d bytes at %d, behind %d", op.Len, op.Off, written)
+		case op.Kind == vfs.OpSync && written != p.o.SegmentBytes:
+			t.Errorf("synced with %d bytes of %d", written, p.o.SegmentBytes)
+		}
+		return nil
+	})
+	if _, err := p.Get(); err != nil {
+		t.Fatal(err)
+	}
+	if written != p.o.SegmentBytes {
+		t.Errorf("%d bytes of %d were written", written, p.o.SegmentBytes)
+	}
+}
+
+// A segment that could not be made leaves no file, under whatever name: nobody would count
+// its space.
+func TestFailedSegmentLeavesNothing(t *testing.T) {
+	for _, kind := range []vfs.OpKind{vfs.OpAllocate, vfs.OpWrite, vfs.OpSync, vfs.OpRename, vfs.OpSyncDir, vfs.OpOpen} {
+		fsys := vfs.NewFaulty(vfs.NewMem())
+		p, _ := pool(t, fsys, 4)
+		failing(fsys, kind, "")
+		if _, err := p.Get(); err == nil {
+			t.Errorf("failing %v: no error", kind)
+		}
+		fsys.SetHook(nil)
+		if names, err := fsys.ReadDir("/j"); err != nil || len(names) != 0 || p.Stats() != (PoolStats{}) {
+			t.Errorf("failing %v: %v, %v, %+v", kind, names, err, p.Stats())
+		}
+	}
+}
