@@ -29,6 +29,7 @@ type Options struct {
 	CacheBytes     int64 // decoded groups kept in memory; default 128 MiB
 	NodeCache      int   // decoded map nodes kept; default 8192
 	ListCache      int   // fingerprint lists kept; default 1024 chunks
+	OpenFiles      int   // descriptors kept of sealed chunk files that nobody reads; default 256
 	ReserveBytes   int64 // allocated for collecting on a full disk, beside what records not folded yet need; default 64 MiB
 	Workers        int   // compression workers of one fold; default GOMAXPROCS
 	FoldWorkers    int   // volumes folded at once; default 2
@@ -86,6 +87,7 @@ func (o Options) withDefaults() Options {
 	}
 	defInt(&o.NodeCache, 8192)
 	defInt(&o.ListCache, 1024)
+	defInt(&o.OpenFiles, 256)
 	defInt(&o.Workers, runtime.GOMAXPROCS(0))
 	defInt(&o.FoldWorkers, 2)
 	defInt(&o.MaxLayers, 32)

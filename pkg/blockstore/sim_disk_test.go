@@ -36,15 +36,22 @@ type simDisk struct {
 	last     bool // the operation under way happens, and its process dies over it
 	fired    bool // an error was injected
 	unsynced bool // in a sync, since the store was opened: what it was to write is lost
+	faulted  bool // an error was injected at some time
+	syncs    int  // that an error was injected into, those of directories too
+	watch    simWatch
+	tally    *ioTally         // nil: nobody counts
+	visited  map[*ioSite]bool // call sites executed; nil: nobody asks
 }
 
 // simPlan says what happens at which operation.
 type simPlan struct {
+	name  string       // of the fault
 	in    int64        // operations until then; 0: nothing is planned
 	die   bool         // else operations fail
 	err   error        // with this
 	kinds []vfs.OpKind // only these fail; nil: all
 	times int          // how many
+	short bool         // of writes a part is written before
 }
 
 func newSimDisk(rng *rand.Rand) *simDisk {
@@ -74,6 +81,7 @@ func (d *simDisk) hook(op vfs.Op) error {
 		d.mix(uint64(crc32.Checksum(b, castagnoli)))
 	}
 	err := d.fate(op)
+	d.count(op, err)
 	if err != nil {
 		d.mixString(err.Error())
 	}
@@ -81,6 +89,23 @@ func (d *simDisk) hook(op vfs.Op) error {
 		fmt.Fprintf(d.out, "    %d %v %s%s %d+%d %v\n", d.ops, op.Kind, op.Name, op.To, op.Off, op.Len, err)
 	}
 	return err
+}
+
+// count notes how an operation ends in the tally of call sites.
+func (d *simDisk) count(op vfs.Op, err error) {
+	switch {
+	case d.tally == nil || errors.Is(err, errDead):
+	case err != nil:
+		d.tally.note(op.Kind, d.plan.name)
+	case d.faulted:
+		d.tally.note(op.Kind, ranLater)
+	default:
+		for _, s := range d.tally.note(op.Kind, ranWell) {
+			if d.visited != nil {
+				d.visited[s] = true
+			}
+		}
+	}
 }
 
 // fate decides how an operation ends.
@@ -115,10 +140,14 @@ func (d *simDisk) fate(op vfs.Op) error {
 		d.plan.in = 0
 	}
 	d.fired = true
-	if !d.plan.die && (op.Kind == vfs.OpSync || op.Kind == vfs.OpDatasync) {
-		d.unsynced = true
+	if !d.plan.die {
+		d.faulted = true
+		if op.Kind == vfs.OpSync || op.Kind == vfs.OpDatasync || op.Kind == vfs.OpSyncDir {
+			d.syncs++
+			d.unsynced = d.unsynced || op.Kind != vfs.OpSyncDir
+		}
 	}
-	if op.Kind == vfs.OpWrite && d.rng.IntN(2) == 0 {
+	if op.Kind == vfs.OpWrite && (d.plan.short || d.plan.name == "" && d.rng.IntN(2) == 0) {
 		n := int(d.rng.Int64N(op.Len/sectorBytes+1)) * sectorBytes
 		return vfs.ShortWrite{N: n, Err: err}
 	}
@@ -159,6 +188,7 @@ func (d *simDisk) calm() { d.plan, d.fired, d.dead, d.last = simPlan{}, false, f
 func (d *simDisk) ended(power bool, keep float64) {
 	d.calm()
 	d.unsynced = false
+	d.watch.ended()
 	if power {
 		d.mem.Crash(d.rng, keep)
 	} else {

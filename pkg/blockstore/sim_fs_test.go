@@ -1,6 +1,7 @@
 package blockstore
 
 import (
+	"errors"
 	"hash/crc32"
 	"io"
 	"strings"
@@ -30,19 +31,31 @@ func (f simFS) open(file vfs.File, err error) (vfs.File, error) {
 	if err := f.d.result(0, nil, err); err != nil {
 		return nil, err
 	}
-	return &simFile{f.d, file}, nil
+	return &simFile{f.d, file, f.d.watch.at(file.Name())}, nil
 }
 
-func (f simFS) Create(name string) (vfs.File, error)       { return f.open(f.d.fs.Create(name)) }
+func (f simFS) Create(name string) (vfs.File, error) {
+	file, err := f.d.fs.Create(name)
+	f.d.watch.named(vfs.OpCreate, name, "", err)
+	return f.open(file, err)
+}
+
 func (f simFS) Open(name string) (vfs.File, error)         { return f.open(f.d.fs.Open(name)) }
 func (f simFS) OpenReadOnly(name string) (vfs.File, error) { return f.open(f.d.fs.OpenReadOnly(name)) }
 
-func (f simFS) Remove(name string) error  { return f.d.result(0, nil, f.d.fs.Remove(name)) }
 func (f simFS) MkdirAll(dir string) error { return f.d.result(0, nil, f.d.fs.MkdirAll(dir)) }
 func (f simFS) SyncDir(dir string) error  { return f.d.result(0, nil, f.d.fs.SyncDir(dir)) }
 
+func (f simFS) Remove(name string) error {
+	err := f.d.fs.Remove(name)
+	f.d.watch.named(vfs.OpRemove, name, "", err)
+	return f.d.result(0, nil, err)
+}
+
 func (f simFS) Rename(oldname, newname string) error {
-	return f.d.result(0, nil, f.d.fs.Rename(oldname, newname))
+	err := f.d.fs.Rename(oldname, newname)
+	f.d.watch.named(vfs.OpRename, oldname, newname, err)
+	return f.d.result(0, nil, err)
 }
 
 func (f simFS) ReadDir(dir string) ([]string, error) {
@@ -70,6 +83,7 @@ func (f simFS) Space(dir string) (vfs.Space, error) {
 type simFile struct {
 	d     *simDisk
 	inner vfs.File
+	inode *simInode
 }
 
 func (f *simFile) ReadAt(p []byte, off int64) (int, error) {
@@ -87,11 +101,23 @@ func (f *simFile) WriteVec(bufs [][]byte, off int64) (int, error) {
 	return n, f.d.result(int64(n), nil, err)
 }
 
-func (f *simFile) Sync() error      { return f.d.result(0, nil, f.inner.Sync()) }
-func (f *simFile) Datasync() error  { return f.d.result(0, nil, f.inner.Datasync()) }
-func (f *simFile) DropCache() error { return f.d.result(0, nil, f.inner.DropCache()) }
-func (f *simFile) Close() error     { return f.d.result(0, nil, f.inner.Close()) }
-func (f *simFile) Name() string     { return f.inner.Name() }
+func (f *simFile) Sync() error     { return f.synced(vfs.OpSync, f.inner.Sync()) }
+func (f *simFile) Datasync() error { return f.synced(vfs.OpDatasync, f.inner.Datasync()) }
+func (f *simFile) Close() error    { return f.d.result(0, nil, f.inner.Close()) }
+func (f *simFile) Name() string    { return f.inner.Name() }
+
+func (f *simFile) synced(kind vfs.OpKind, err error) error {
+	if !errors.Is(err, errDead) { // who is dead has not tried
+		f.d.watch.synced(f.inode, kind, f.inner.Name(), err)
+	}
+	return f.d.result(0, nil, err)
+}
+
+func (f *simFile) DropCache() error {
+	err := f.inner.DropCache()
+	f.d.watch.dropped(f.inode, err)
+	return f.d.result(0, nil, err)
+}
 
 func (f *simFile) Truncate(size int64) error { return f.d.result(0, nil, f.inner.Truncate(size)) }
 

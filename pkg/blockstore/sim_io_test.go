@@ -201,6 +201,7 @@ func (w *simWorld) flush() error {
 	if m.failed {
 		w.fail("volume %s failed closed and answered a flush", m.id)
 	}
+	w.watchFlush(m)
 	w.trace("flush %s: %d writes", m.id[:6], acked)
 	m.settle(acked)
 	return nil
@@ -257,6 +258,11 @@ func (w *simWorld) scratch() error {
 	if m.v != nil || m.failed {
 		return nil
 	}
+	return w.scratchOf(m)
+}
+
+// scratchOf is scratch for one volume, which nobody has open.
+func (w *simWorld) scratchOf(m *simVolume) error {
 	if ok, err := w.resolve(m.id); !ok {
 		return err
 	}

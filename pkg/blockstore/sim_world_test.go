@@ -23,6 +23,7 @@ type simVolume struct {
 	failed  bool // it failed closed: it acknowledges nothing until it is opened again
 	loose   bool // what is settled came through a loss of power, and no flush was answered since
 	unnoted bool // something was settled since the catalog was told how far the journal reaches
+	lost    bool // it had when the process ended: what a failed sync was to write is lost
 }
 
 // simInflight is a write that was begun and is not acknowledged.
@@ -68,6 +69,7 @@ type simWorld struct {
 	buf      []byte
 
 	planned bool // deaths and errors come as the test plans them, not at random
+	others  int  // volumes that went on when a sync had failed
 
 	step, crashes, inside, faults int
 	doing                         string
@@ -165,7 +167,7 @@ func (w *simWorld) run(ops int) {
 	w.compareAll()
 	w.ok(w.s.Close(), "close")
 	w.open()
-	w.afterOpen(false, false)
+	w.afterOpen(false)
 	w.compareAll()
 	w.ok(w.s.Close(), "close")
 }
@@ -213,7 +215,6 @@ func (w *simWorld) one() {
 			break
 		}
 	}
-	w.doing = op.name
 	if w.taint > 0 {
 		w.taint--
 	} else if !w.planned {
@@ -224,6 +225,12 @@ func (w *simWorld) one() {
 			w.disk.planFault()
 		}
 	}
+	w.do(op)
+}
+
+// do does an operation, and what follows from its death or error.
+func (w *simWorld) do(op simOperation) {
+	w.doing = op.name
 	err := op.do(w)
 	switch {
 	case w.disk.dead && w.planned:
@@ -238,6 +245,9 @@ func (w *simWorld) one() {
 			w.disk.calm()
 		}
 		w.taint, w.hurt = 8, true
+		if w.planned && w.disk.plan.in == 0 && w.disk.syncs > 0 {
+			w.othersGoOn()
+		}
 		if err != nil {
 			w.faulted(err)
 		}
@@ -279,6 +289,7 @@ func (w *simWorld) crash() {
 // reopen lets the process die or the power go, perhaps again while the store recovers,
 // and compares what is left with the model.
 func (w *simWorld) reopen(power bool) {
+	w.noteLost()
 	lost := w.disk.unsynced
 	w.taint, w.hurt = 0, false
 	w.coll = nil
@@ -312,7 +323,17 @@ func (w *simWorld) reopen(power bool) {
 		break
 	}
 	w.settleUnsure()
-	w.afterOpen(power, lost)
+	w.afterOpen(power)
+}
+
+// noteLost is called at the end of the process: which volumes have failed closed?
+func (w *simWorld) noteLost() {
+	for _, m := range w.vols {
+		if w.s != nil && w.s.cat != nil {
+			v := w.s.loaded(m.id)
+			m.lost = v != nil && v.mu.failed != nil
+		}
+	}
 }
 
 // settleUnsure finds out what interrupted operations did.
@@ -350,21 +371,22 @@ func (w *simWorld) closeAndOpen() error {
 		m.settle(m.hist.acked())
 	}
 	w.open()
-	w.afterOpen(false, false)
+	w.afterOpen(false)
 	return nil
 }
 
 // afterOpen finds out which prefix of each history the store has: all that was flushed,
-// and if only the process died, and no sync had failed before, all that was acknowledged.
-func (w *simWorld) afterOpen(power, lost bool) {
+// and if only the process died, and the volume had not failed, all that was acknowledged.
+func (w *simWorld) afterOpen(power bool) {
 	w.doing += ", reopened"
 	w.checkStore()
 	for _, m := range w.vols {
 		m.v, m.pending, m.failed = nil, nil, false
 		least := 0
-		if !power && !lost {
+		if !power && !m.lost {
 			least = m.hist.acked()
 		}
+		m.lost = false
 		w.matchPrefix(m, least)
 		if power { // what came through a power loss is on the disk
 			m.settle(len(m.hist.writes))

@@ -32,9 +32,6 @@ const (
 	dirQuarantine = "quarantine"
 )
 
-// openFiles bounds the descriptors of sealed chunk files.
-const openFiles = 256
-
 // Store is a set of volumes that share chunk files and a catalog. Safe for concurrent
 // use.
 type Store struct {
@@ -158,8 +155,8 @@ func (s *Store) openChunks(how dedup.Options) (err error) {
 	}
 	dir := path.Join(s.dir, dirChunks)
 	if how.ReadOnly {
-		s.blobs = blob.ExistingDir(s.fsys, dir, openFiles)
-	} else if s.blobs, err = blob.NewDir(s.fsys, dir, openFiles); err != nil {
+		s.blobs = blob.ExistingDir(s.fsys, dir, s.o.OpenFiles)
+	} else if s.blobs, err = blob.NewDir(s.fsys, dir, s.o.OpenFiles); err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}
 	s.chunks, err = dedup.Open(s.blobs, dedup.Options{

@@ -150,12 +150,15 @@ func parseName(name string) (uint64, bool) {
 	return n, err == nil && name == segmentName(n)
 }
 
-func (p *Pool) openSegment(full string, num uint64) (*Segment, error) {
-	open := p.fsys.Open
+func (p *Pool) openFile(full string) (vfs.File, error) {
 	if p.o.ReadOnly {
-		open = p.fsys.OpenReadOnly
+		return p.fsys.OpenReadOnly(full)
 	}
-	f, err := open(full)
+	return p.fsys.Open(full)
+}
+
+func (p *Pool) openSegment(full string, num uint64) (*Segment, error) {
+	f, err := p.openFile(full)
 	if err != nil {
 		return nil, fmt.Errorf("open segment: %w", err)
 	}
