@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -382,10 +383,16 @@ func TestFullDiskUnstage(t *testing.T) {
 		written := make(chan error, 1) // at once, or it waits already: ext4 has work of its own
 		go func() { written <- os.WriteFile(filepath.Join(mnt, "late"), content, 0o600) }()
 		d.until("it is written or waits", func() bool { return len(written) > 0 || d.show("late").WaitingSince != nil })
+		left := []claim{busy, late}
 		for range 2 {
-			for _, v := range []claim{busy, late} {
+			for _, v := range slices.Clone(left) {
 				ctx, cancel := context.WithTimeout(d.ctx, 15*time.Second)
 				err := d.tryUnstage(ctx, v)
+				if err == nil && v == late { // what little it had to write found space for a moment
+					cancel()
+					left = left[:1]
+					continue
+				}
 				d.wantCode(err, codes.ResourceExhausted, v.name, "wait for disk space since", "--on-full error")
 				if mounted, err := rig.Mounted(d.staging(v)); err != nil || !mounted || ctx.Err() != nil {
 					t.Errorf("%s: mounted %v, %v; the call's time: %v", v.name, mounted, err, ctx.Err())
@@ -401,7 +408,7 @@ func TestFullDiskUnstage(t *testing.T) {
 		if err := <-written; err != nil {
 			t.Errorf("writing to the other volume: %v", err)
 		}
-		for _, v := range []claim{busy, late} {
+		for _, v := range left {
 			var err error
 			d.until("unstage", func() bool { err = d.tryUnstage(d.ctx, v); return err == nil })
 			if d.show(v.name).Device != "" {
