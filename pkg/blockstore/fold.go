@@ -246,10 +246,12 @@ func (v *Volume) publish(job *foldJob, root dedup.Slot) {
 	v.recovered()
 }
 
-// recovered lets a volume that failed closed be attached anew, once nobody has it open
-// and all that was acknowledged is in chunks. Called with v.mu held.
+// recovered lets a volume that failed closed be attached anew, once nobody has it open,
+// all that was acknowledged is in chunks and its journal has let go of the file that failed.
+// Where that holds a mark only, no fold trims it: then it takes a start. Called with v.mu
+// held.
 func (v *Volume) recovered() {
-	if v.mu.failed != nil && !v.mu.unfoldable && !v.inUse() && len(v.mu.layers) == 1 && !v.mu.layers[0].data {
+	if v.mu.failed != nil && !v.mu.unfoldable && !v.inUse() && len(v.mu.layers) == 1 && !v.mu.layers[0].data && !v.mu.log.Broken() {
 		v.mu.failed = nil
 	}
 }

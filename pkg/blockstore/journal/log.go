@@ -2,6 +2,7 @@ package journal
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/k8ns/granary/pkg/wal"
 )
@@ -166,6 +167,12 @@ func (l *Log) Trim(seq uint64) {
 		l.segs[0].Release()
 		l.segs = l.segs[1:]
 	}
+}
+
+// Broken tells whether an append or a sync of one of the log's segments has failed: none
+// may be written or synced again (I8), so the log takes no more until it is trimmed.
+func (l *Log) Broken() bool {
+	return slices.ContainsFunc(l.segs, func(s *Segment) bool { return s.bad.Load() })
 }
 
 // Pin keeps every segment out of the pool's budget: the log cannot be read back.
