@@ -98,6 +98,50 @@ func TestJournalSyncFails(t *testing.T) {
 	}
 }
 
+// The sync of the mark that a detach leaves fails, when all else is folded: nothing is lost,
+// but the file is not synced again, so neither is a flush answered over it (I8).
+func TestMarkSyncFails(t *testing.T) {
+	mem := vfs.NewMem()
+	fsys := vfs.NewFaulty(mem)
+	s := openStore(t, fsys, smallOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	image := make([]byte, v.Size())
+	copy(image, noise(1, BlockSize))
+	writeAt(t, v, image[:BlockSize], 0)
+	ok(t, v.Flush())
+	foldAll(t, s)
+	failed := ""
+	fsys.SetHook(func(op vfs.Op) error {
+		switch {
+		case op.Kind != vfs.OpDatasync || !strings.HasSuffix(op.Name, ".seg"):
+		case failed == "":
+			failed = op.Name
+			return syscall.EIO
+		case op.Name == failed:
+			t.Errorf("%s is synced again", failed)
+		}
+		return nil
+	})
+	if err := v.Close(); !errors.Is(err, ErrFailed) || failed == "" {
+		t.Fatalf("detach: %v, of %q", err, failed)
+	}
+	if info := must(s.Volume(v.ID()))(t); info.Failed == "" {
+		t.Error("the volume does not say that it has failed")
+	}
+	foldAll(t, s)
+	if again, err := s.OpenVolume(context.Background(), v.ID()); err == nil {
+		p := noise(2, BlockSize)
+		writeAt(t, again, p, BlockSize)
+		ok(t, again.Flush())
+		copy(image[BlockSize:], p)
+	} else if !errors.Is(err, ErrFailed) {
+		t.Error(err)
+	}
+	crashed := crashedClone(t, mem, smallOptions())
+	wantImage(t, readAll(t, attach(t, crashed, v.ID())), image, "volume after a power cut")
+	ok(t, s.Close())
+}
+
 // A sync of a chunk file that fails costs the fold, which is repeated into a new file.
 func TestChunkSyncFails(t *testing.T) {
 	mem := vfs.NewMem()
