@@ -35,6 +35,7 @@ type ioSite struct {
 	function    string
 	call        string // what is called
 	direct      bool   // a method of the file system, not a helper
+	passed      bool   // of one of package io's interfaces, behind which may be either
 	deferred    bool
 }
 
@@ -238,8 +239,9 @@ func (l *ioLoader) sites(p *ioPackage) (sites []*ioSite, err error) {
 			}
 			s := &ioSite{file: file, first: first, last: last, line: first, function: f.Name.Name, call: o.Name(), direct: operation(o)}
 			if s.call == "NewSectionReader" {
-				s.call, s.direct = "ReadAt", false
+				s.call = "ReadAt"
 			}
+			s.passed = s.direct && o.Pkg().Path() == "io"
 			if deferred[n] {
 				s.deferred, s.first, s.last = true, from, to
 			}

@@ -1,25 +1,30 @@
 package blockstore
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/k8ns/granary/pkg/vfs"
 	"github.com/k8ns/granary/pkg/wal"
 )
 
-// everyTour is what the reference workload does beside the operations of the simulation, so
-// that it comes by every place in the engine that calls the file system.
+// everyTour is what the reference workload does once, half way through the operations of
+// the simulation, so that it comes by every place in the engine that calls the file system.
 var everyTour = []simOperation{
+	{"fill", 0, (*simWorld).fill},
 	{"check", 0, (*simWorld).checkPlanned},
 	{"scratch", 0, (*simWorld).scratchPlanned},
 	{"dump", 0, (*simWorld).dump},
 	{"check stopped", 0, (*simWorld).checkStopped},
+	{"reserve", 0, (*simWorld).growReserve},
 	{"remove a file in use", 0, (*simWorld).removeInUse},
 	{"stats", 0, func(w *simWorld) error { w.s.Stats(true); return nil }},
 }
@@ -43,11 +48,10 @@ func everyWorkload(plan simPlan) *simWorld {
 	default:
 		w.ok(err, "open")
 	}
-	every := max(1, *everyOps/len(everyTour))
 	for w.step = 0; w.step < *everyOps && !w.disk.dead; w.step++ {
 		w.one()
-		if n := w.step / every; w.step%every == every-1 && n < len(everyTour) && !w.disk.dead {
-			w.do(everyTour[n])
+		for i := 0; i < len(everyTour) && w.step == *everyOps/2 && !w.disk.dead; i++ {
+			w.do(everyTour[i])
 		}
 	}
 	if !w.disk.dead {
@@ -131,6 +135,40 @@ func (w *simWorld) checkStopped() error {
 	return w.closeAndOpenOver(func() error {
 		return CheckStopped(context.Background(), simFS{w.disk}, testDir, CheckOptions{ReadData: true}, w.reportPlanned)
 	})
+}
+
+// fill makes two sealed chunk files.
+func (w *simWorld) fill() error {
+	for tries := 0; w.attached() == nil && tries < 100; tries++ {
+		next := w.attachOrDetach
+		if len(w.vols) == 0 {
+			next = w.createVolume
+		}
+		if err := next(); err != nil {
+			return err
+		}
+	}
+	m := w.attached()
+	for n := 0; n < 2 && m != nil; n++ {
+		if err := w.putAndFlush(m); err != nil {
+			return m.note(err)
+		}
+		if err := w.foldVolume(m.id); err != nil {
+			return err
+		}
+		if err := w.s.sealOpen(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// growReserve allocates more of the reserve than is needed, and lets go of it.
+func (w *simWorld) growReserve() error {
+	if err := w.s.reserve.ensure(8 * w.s.reserve.fileBytes); err != nil {
+		return err
+	}
+	return w.s.reserve.trim()
 }
 
 // removeInUse has somebody read a chunk file while it goes, for which it takes two.
@@ -268,6 +306,7 @@ func (w *simWorld) putAndFlush(m *simVolume) error {
 		}
 	}
 	data := w.content(BlockSize)
+	binary.LittleEndian.PutUint64(data, uint64(w.disk.ops)) // which was never there before
 	op, err := m.v.begin(wal.TypeWrite, 0, BlockSize, data)
 	if err == nil {
 		m.hist.add(simWrite{off: 0, n: BlockSize, data: data})
@@ -393,22 +432,34 @@ func (r everyRemain) start(w *simWorld) (*Store, error) {
 	return Open(simFS{w.disk}, testDir, w.o)
 }
 
+// repair leaves nothing to be repaired, but where something is planned.
 func (w *simWorld) repair() error {
-	_, err := Repair(context.Background(), simFS{w.disk}, testDir, RepairOptions{Store: w.o, Remains: w.reportPlanned})
+	planned, o := w.disk.plan.name != "", w.o
+	o.OpenFiles = 16 // the damaged file is open when it is moved
+	_, err := Repair(context.Background(), simFS{w.disk}, testDir, RepairOptions{Store: o, Remains: func(p Problem) {
+		if !planned {
+			w.fail("remains: %v", p)
+		}
+	}})
 	return err
 }
 
-// leaveBadFooter changes a byte in the footer of a sealed chunk file.
+// leaveBadFooter changes a byte in the footer of a sealed chunk file, and one in the head
+// of the first chunk of another: nothing is lost with these.
 func (w *simWorld) leaveBadFooter() {
+	w.open()
+	w.ok(w.fill(), "fill")
+	w.ok(w.s.Close(), "close")
 	dir := path.Join(testDir, dirChunks)
 	names, err := w.disk.mem.ReadDir(dir)
-	if err != nil || len(names) == 0 {
-		w.fail("no chunk file: %v", err)
+	names = slices.DeleteFunc(names, func(name string) bool { return path.Ext(name) != ".chunks" })
+	if err != nil || len(names) < 2 {
+		w.fail("chunk files: %v, %v", names, err)
 	}
-	full := path.Join(dir, names[0])
-	info, err := w.disk.mem.Stat(full)
+	info, err := w.disk.mem.Stat(path.Join(dir, names[0]))
 	w.ok(err, "chunk file")
-	w.disk.mem.Corrupt(full, info.Size-1, func(b []byte) { b[0] ^= 1 })
+	w.disk.mem.Corrupt(path.Join(dir, names[0]), info.Size-1, func(b []byte) { b[0] ^= 1 })
+	w.disk.mem.Corrupt(path.Join(dir, names[1]), 0, func(b []byte) { b[bytes.Index(b, []byte("GCHK"))+8] ^= 1 })
 }
 
 // leaveLargeFooter seals a chunk file of many chunks.

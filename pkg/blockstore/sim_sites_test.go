@@ -101,7 +101,7 @@ func engineFrame(f runtime.Frame) ioFrame {
 // the function inner if not directly.
 func (t *ioTally) at(f ioFrame, kind vfs.OpKind, inner string, direct bool) (found []*ioSite) {
 	for _, s := range t.sites {
-		if s.file != f.file || f.line < s.first || f.line > s.last || s.direct != direct {
+		if s.file != f.file || f.line < s.first || f.line > s.last || s.direct != direct && !s.passed {
 			continue
 		}
 		if direct && !slices.Contains(kindsOf[s.call], kind) || !direct && !strings.HasSuffix(inner, "."+s.call) {

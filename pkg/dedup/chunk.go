@@ -2,6 +2,7 @@ package dedup
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"github.com/klauspost/compress/s2"
@@ -344,21 +345,19 @@ type codecs struct {
 	dec *zstd.Decoder
 }
 
-// newCodecs makes room for workers calls at a time.
-func newCodecs(workers int) (*codecs, error) {
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest),
+// newCodecs makes room for workers calls at a time, one or more. What it asks for is fixed,
+// and the codecs have it: their errors are for options that they do not know.
+func newCodecs(workers int) *codecs {
+	enc, encErr := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest),
 		zstd.WithEncoderConcurrency(workers), zstd.WithEncoderCRC(false),
 		zstd.WithWindowSize(BlockSize<<maxShift))
-	if err != nil {
-		return nil, fmt.Errorf("zstd encoder: %w", err)
-	}
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(max(workers, 4)),
+	dec, decErr := zstd.NewReader(nil, zstd.WithDecoderConcurrency(max(workers, 4)),
 		zstd.WithDecoderMaxMemory(1<<20), zstd.WithDecoderMaxWindow(1<<20),
 		zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderLowmem(true))
-	if err != nil {
-		return nil, fmt.Errorf("zstd decoder: %w", err)
+	if err := errors.Join(encErr, decErr); err != nil {
+		panic("dedup: zstd refuses its options: " + err.Error())
 	}
-	return &codecs{enc: enc, dec: dec}, nil
+	return &codecs{enc: enc, dec: dec}
 }
 
 func (c *codecs) close() {

@@ -90,10 +90,7 @@ func TestChunkIDProof(t *testing.T) {
 
 // The bytes of a chunk, a header, a footer and a trailer do not change.
 func TestGolden(t *testing.T) {
-	cs, err := newCodecs(1)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cs := newCodecs(1)
 	defer cs.close()
 	zeros := make([]byte, 2*BlockSize)
 	zeros[0] = 1
@@ -148,10 +145,7 @@ func TestGolden(t *testing.T) {
 }
 
 func TestCodecs(t *testing.T) {
-	cs, err := newCodecs(2)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cs := newCodecs(2)
 	defer cs.close()
 	for _, codec := range []Codec{CodecRaw, CodecZstd, CodecS2} {
 		for k := 1; k <= 1<<maxShift; k++ {

@@ -97,10 +97,7 @@ func dumpTrailer(w io.Writer, r io.ReaderAt, size int64) int64 {
 
 // dumpNodes prints every slot of a node chunk.
 func dumpNodes(w io.Writer, r io.ReaderAt, at int64, h *chunkHead, node func(io.Writer, []byte) error) error {
-	cs, err := newCodecs(1)
-	if err != nil {
-		return err
-	}
+	cs := newCodecs(1)
 	defer cs.close()
 	return eachSlot(cs, r, at, h, func(_ *tree, slot int, content []byte) error {
 		fmt.Fprintf(w, "%10s  slot %d: ", "", slot)

@@ -25,10 +25,7 @@ func Open(dir *blob.Dir, o Options) (*Store, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	cs, err := newCodecs(o.Workers)
-	if err != nil {
-		return nil, err
-	}
+	cs := newCodecs(o.Workers)
 	s := &Store{
 		o: o, dir: dir, codecs: cs, workers: make(chan struct{}, o.Workers),
 		lists: newListCache(o.ListCache), groups: newGroupCache(o.CacheBytes),
@@ -272,7 +269,7 @@ func (ff *foundFile) leaveAlone(err error) {
 
 // readWhole reads the chunk at an offset and checks all of it but what its groups
 // decode to. With an error the chunk is returned if its head is good.
-func readWhole(r io.ReaderAt, at, size int64) (*footerChunk, []hook, error) {
+func readWhole(r *window, at, size int64) (*footerChunk, []hook, error) {
 	b := make([]byte, headSize)
 	if at+headSize > size || at > maxFileBytes {
 		return nil, nil, corrupt("chunk cut off")

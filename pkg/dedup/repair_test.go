@@ -286,10 +286,7 @@ func TestRebuiltFileIsRebuilt(t *testing.T) {
 
 // One byte is less than any codec makes of blocks, so no group with content has it.
 func TestLostGroupsAreLikeNoOther(t *testing.T) {
-	cs, err := newCodecs(1)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cs := newCodecs(1)
 	defer cs.close()
 	zeros := make([]byte, BlockSize<<maxShift)
 	for _, codec := range []Codec{CodecZstd, CodecS2} {
