@@ -19,7 +19,7 @@ import (
 
 var (
 	interleaveOnly = flag.String("interleave.only", "", "run the plays with this in their name only")
-	interleaveRuns = flag.Int64("interleave.runs", 2000, "try so many schedules of a play at most, and if these are not all as many again at random; -1: all")
+	interleaveRuns = flag.Int64("interleave.runs", 300, "try so many schedules of a play at most, and if these are not all as many again at random; -1: all")
 	interleaveShow = flag.String("interleave.schedule", "", "run this one schedule, as a failure prints it")
 )
 

@@ -1,13 +1,10 @@
 package dedup
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
-
-	"github.com/zeebo/blake3"
 
 	"github.com/k8ns/granary/pkg/blob"
 	"github.com/k8ns/granary/pkg/vfs"
@@ -258,11 +255,11 @@ func (r *rebuild) footer() (good bool, hash *[32]byte, err error) {
 // content verifies the content hash of a file with nothing else wrong: what differs is
 // in nobody's chunk.
 func (r *rebuild) content(want [32]byte) error {
-	h := blake3.New()
-	if _, err := io.Copy(h, io.NewSectionReader(r.ff.blob, 0, r.ff.Size-trailerSize)); err != nil {
+	sum, err := contentHash(r.ff.blob, r.ff.Size)
+	if err != nil {
 		return unread(err)
 	}
-	if !bytes.Equal(h.Sum(nil)[:32], want[:]) {
+	if sum != want {
 		r.reason("content hash")
 	}
 	return nil

@@ -167,13 +167,11 @@ func (v *verifier) footer(size int64, chunks int, readData bool) {
 	if !readData {
 		return
 	}
-	h := blake3.New()
-	if _, err := io.Copy(h, io.NewSectionReader(v.f.blob, 0, size-trailerSize)); err != nil {
+	sum, err := contentHash(v.f.blob, size)
+	if err != nil {
 		v.problem(0, Slot{}, "content hash: %v", err)
 		return
 	}
-	var sum [32]byte
-	h.Sum(sum[:0])
 	b := make([]byte, trailerSize)
 	if _, err := v.f.blob.ReadAt(b, size-trailerSize); err != nil {
 		v.problem(size-trailerSize, Slot{}, "trailer: %v", err)
@@ -188,4 +186,14 @@ func (v *verifier) footer(size int64, chunks int, readData bool) {
 	case v.f.num.sealedName(sum) != v.name:
 		v.problem(0, Slot{}, "content hash is %x, the name says otherwise", sum)
 	}
+}
+
+// contentHash computes the content hash of a sealed file of size bytes.
+func contentHash(r io.ReaderAt, size int64) (sum [32]byte, err error) {
+	h := blake3.New()
+	if _, err := io.Copy(h, io.NewSectionReader(r, 0, size-trailerSize)); err != nil {
+		return sum, err
+	}
+	h.Sum(sum[:0])
+	return sum, nil
 }
