@@ -22,6 +22,9 @@ type CheckOptions struct {
 	// ReadData reads and verifies every byte of every chunk and of every journal; else
 	// only metadata is read.
 	ReadData bool
+	// Workers is how many chunk files of a stopped store are opened at a time; 0: as many as
+	// the store's own default.
+	Workers int
 	// Progress is told about bytes of files done and in all; may be nil.
 	Progress func(done, total int64)
 }
@@ -95,7 +98,7 @@ func CheckStopped(ctx context.Context, fsys vfs.FS, dir string, o CheckOptions, 
 	if err != nil {
 		return fmt.Errorf("check store %s: %w", dir, err)
 	}
-	s := stoppedStore(fsys, dir, lock, Options{})
+	s := stoppedStore(fsys, dir, lock, Options{Workers: o.Workers})
 	defer s.closeFiles()
 	if err := s.openReadOnly(); err != nil {
 		return err

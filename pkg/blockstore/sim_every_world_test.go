@@ -133,7 +133,7 @@ func (w *simWorld) checkPlanned() error {
 // checkStopped checks the store between a clean stop and a start.
 func (w *simWorld) checkStopped() error {
 	return w.closeAndOpenOver(func() error {
-		return CheckStopped(context.Background(), simFS{w.disk}, testDir, CheckOptions{ReadData: true}, w.reportPlanned)
+		return CheckStopped(context.Background(), simFS{w.disk}, testDir, CheckOptions{Workers: 1, ReadData: true}, w.reportPlanned)
 	})
 }
 
