@@ -42,9 +42,8 @@ func (a *Attachments) waits(id string) error {
 // limit: it cannot be unmounted for the last time, nor detached.
 func (l *Locked) Waits() error { return l.a.waits(l.id) }
 
-// leaving bounds ctx for a step that may have to write to a volume: it ends in time for an
-// answer, and when the volume is found waiting for disk space. Its cause says which.
-func (a *Attachments) leaving(ctx context.Context, id string) (context.Context, context.CancelFunc) {
+// inTime bounds ctx for a step of leaving a volume, so that there is time for an answer.
+func inTime(ctx context.Context) (context.Context, context.CancelCauseFunc) {
 	limit := leaveEnd
 	if deadline, ok := ctx.Deadline(); ok {
 		left := time.Until(deadline)
@@ -52,6 +51,19 @@ func (a *Attachments) leaving(ctx context.Context, id string) (context.Context, 
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(limit, func() { cancel(errSlow) })
+	return ctx, func(cause error) { timer.Stop(); cancel(cause) }
+}
+
+// leaving is inTime for a step that may have to write to the volume: it also ends when the
+// volume is found waiting for disk space. Its cause says which.
+func (a *Attachments) leaving(ctx context.Context, id string) (context.Context, context.CancelFunc) {
+	ctx, cancel := inTime(ctx)
+	a.watch(ctx, cancel, id)
+	return ctx, func() { cancel(nil) }
+}
+
+// watch cancels ctx when the volume is found waiting for disk space.
+func (a *Attachments) watch(ctx context.Context, cancel context.CancelCauseFunc, id string) {
 	go func() {
 		poll := time.NewTicker(leavePoll)
 		defer poll.Stop()
@@ -66,7 +78,6 @@ func (a *Attachments) leaving(ctx context.Context, id string) (context.Context, 
 			}
 		}
 	}()
-	return ctx, func() { timer.Stop(); cancel(nil) }
 }
 
 // Unmount unmounts what is on top of target; nil if nothing is. The last mount of a
@@ -78,9 +89,10 @@ func (l *Locked) Unmount(ctx context.Context, target string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := l.a.leaving(ctx, l.id)
-	defer cancel()
-	if last {
+	ctx, cancel := inTime(ctx)
+	defer cancel(nil)
+	if last { // others go without writing anything
+		l.a.watch(ctx, cancel, l.id)
 		if err := l.writeBack(ctx, target); err != nil {
 			return err
 		}
