@@ -282,12 +282,18 @@ func (s *Store) seal(f *file) error {
 		s.takeBack(f, size, err)
 		return err
 	}
-	if err := w.Sync(); err != nil { // the size too: an append may have been cut off
+	// To the size that it has: some file systems, xfs above all, allocate as much again
+	// behind what is appended, and keep it as long as the file is open for reading.
+	err := w.Truncate(size + int64(len(footer)) + trailerSize)
+	if err == nil {
+		err = w.Sync() // the size too: an append may have been cut off
+	}
+	if err != nil {
 		err = fmt.Errorf("seal %s: %w", f.blob.Name(), err)
 		s.abandon(f, err)
 		return err
 	}
-	err := f.blob.Seal(f.num.sealedName(t.hash))
+	err = f.blob.Seal(f.num.sealedName(t.hash))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.resize(f, size+int64(len(footer))+trailerSize)
