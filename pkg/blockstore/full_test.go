@@ -475,9 +475,7 @@ func TestFullTakesHoles(t *testing.T) {
 	}
 	t.Logf("%d holes", n)
 	for _, volume := range []*Volume{v, w.v} {
-		if !waitsSince(volume) {
-			t.Errorf("volume %s: does not say that it waits", volume.ID())
-		}
+		waitFor(t, 10*time.Second, "the volume still says that it waits", func() bool { return waitsSince(volume) })
 	}
 	ok(t, v.Flush())
 	wantImage(t, readAll(t, v)[:3<<20], image[:3<<20], "volume with holes on a full disk")

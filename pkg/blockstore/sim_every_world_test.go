@@ -418,7 +418,7 @@ type everyRemain struct {
 	name    string
 	make    func(w *simWorld)
 	refused error                   // the answer of a start; nil: it succeeds
-	repair  func(w *simWorld) error // comes in place of the first start
+	repair  func(w *simWorld) error // comes in place of the first start; may be repeated
 }
 
 var everyRemains = []everyRemain{
@@ -426,6 +426,7 @@ var everyRemains = []everyRemain{
 	{"an older catalog log beside a spare", (*simWorld).leaveOldLog, nil, nil},
 	{"a journal segment that was cut short", (*simWorld).leaveShortSegment, ErrCorrupt, nil},
 	{"a chunk file with a bad footer", (*simWorld).leaveBadFooter, nil, (*simWorld).repair},
+	{"an empty volume, and a disk too small for the reserve", (*simWorld).leaveEmptyVolume, nil, (*simWorld).holeOnFullDisk},
 }
 
 // start is the first start over what was left.
@@ -484,6 +485,46 @@ func (w *simWorld) leaveLargeFooter() {
 	}
 	m.settle(len(m.hist.writes))
 	w.ok(w.s.Close(), "close")
+}
+
+func (w *simWorld) leaveEmptyVolume() {
+	w.open()
+	info, err := w.s.CreateVolume(VolumeSpec{Name: "empty", SizeBytes: SizeStep})
+	w.ok(err, "create")
+	w.vols = append(w.vols, &simVolume{id: info.ID, hist: newSimHistory(newSimImage(SizeStep))})
+	w.ok(w.s.Close(), "close")
+}
+
+// holeOnFullDisk starts with less space than the reserve needs, and makes a hole in the last
+// volume, where there is nothing.
+func (w *simWorld) holeOnFullDisk() error {
+	mem, dir := w.disk.mem, path.Join(testDir, dirReserve)
+	mem.SetCapacity(0)
+	defer mem.SetCapacity(0)
+	files, err := mem.ReadDir(dir)
+	w.ok(err, "list the reserve")
+	for _, name := range files {
+		w.ok(mem.Remove(path.Join(dir, name)), "remove a file of the reserve")
+	}
+	sp, err := mem.Space(testDir)
+	w.ok(err, "space")
+	mem.SetCapacity(sp.Total - sp.Free)
+	s, err := Open(simFS{w.disk}, testDir, w.o)
+	if err != nil {
+		return err
+	}
+	defer s.abandon()
+	v, err := s.OpenVolume(context.Background(), w.vols[len(w.vols)-1].id)
+	if err == nil {
+		if !s.isFull() {
+			w.fail("the disk is not full")
+		}
+		err = v.Discard(0, sectorBytes)
+	}
+	if errors.Is(err, ErrNoSpace) { // a hole may find no room, and an attach no segment
+		return nil
+	}
+	return err
 }
 
 // leaveOldLog puts a copy of the catalog's log beside it, under the number before.
