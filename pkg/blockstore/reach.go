@@ -20,11 +20,20 @@ import (
 // in, or past the position if that is behind its first record: without the segment the
 // journal ends below. So it takes one commit for each segment, and now and then one more
 // after a fold. The rest is noted within noteDelay, beside everything else.
+//
+// While a fold's commit is on its way, a start may find either position: the one that is
+// durable (pos) or the one that the commit moves it to (passed). A flush must hold with
+// both. One of records that the commit passes counts with the old position, for the commit
+// may never become durable; if it needs a note, that waits for the commit, and a position
+// that has passed the records makes the note needless.
 
 // noteDue tells whether a flush of the records up to seq has to be noted before it is
 // answered. Called with v.mu held.
 func (v *Volume) noteDue(seq uint64) bool {
-	known := max(v.mu.log.First(seq), v.mu.passed+1) // enough to miss the segment by
+	known := max(v.mu.log.First(seq), v.mu.pos.Seq+1) // enough to miss the segment by
+	if seq > v.mu.passed {
+		known = max(known, v.mu.passed+1)
+	}
 	return known <= seq && v.mu.noted < known && (v.mu.noteRetry.IsZero() || !v.store.o.Now().Before(v.mu.noteRetry))
 }
 
@@ -111,8 +120,10 @@ func (s *Store) noteReach(reach map[*Volume]uint64) error {
 
 // passing is called by the commit that moves the volume's position to seq, with what the
 // record has said of the journal's reach: it returns what the new one says. From here on
-// flushes count with the new position, for the commit may become durable at any time; all
-// flushes that counted with the old one are in what is returned.
+// flushes of records behind seq count with the new position too, for the commit may become
+// durable at any time; all that were answered before are in what is returned. Flushes up
+// to seq go on counting with the old position until the commit is known to be durable: it
+// may also never be.
 func (v *Volume) passing(seq, durable uint64) uint64 {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"path"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/k8ns/granary/pkg/catalog"
 	"github.com/k8ns/granary/pkg/vfs"
@@ -352,6 +353,58 @@ func TestFlushWhileFoldCommits(t *testing.T) {
 		t.Errorf("volume without its segment: %v", err)
 	}
 	ok(t, s.Close())
+}
+
+// I1: a flush of records that a fold is about to pass was answered without a note, though
+// the fold's commit might never become durable: with the segment gone, nothing was missed.
+func TestFlushOfWhatAFoldIsAboutToPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := vfs.NewMem()
+		fsys := vfs.NewFaulty(mem)
+		s := openStore(t, fsys, tightOptions())
+		v := newVolume(t, s, "v", 1<<20)
+		writeAt(t, v, noise(1, BlockSize), 0)
+		name := segmentsOf(t, mem, v.ID())[0]
+		goOn := make(chan struct{})
+		fsys.SetHook(func(op vfs.Op) error {
+			if op.Kind == vfs.OpWrite && strings.Contains(op.Name, "/catalog/") {
+				<-goOn
+			}
+			return nil
+		})
+		folded, flushed := make(chan error, 1), make(chan error, 1)
+		go func() { _, err := s.foldOnce(v); folded <- err }()
+		synctest.Wait()
+		if v.mu.passed != v.mu.appended || v.mu.pos.Seq != 0 {
+			t.Fatalf("position %d, about to pass %d of %d", v.mu.pos.Seq, v.mu.passed, v.mu.appended)
+		}
+		go func() { flushed <- v.Flush() }()
+		synctest.Wait()
+		select {
+		case err := <-flushed:
+			t.Errorf("a flush was answered (%v), and nothing durable says that the journal was ever so long", err)
+			flushed <- err
+		default:
+		}
+		without := func() *Store {
+			disk := mem.Clone()
+			disk.Kill()
+			ok(t, disk.Remove(name))
+			return openStore(t, disk, tightOptions())
+		}
+		image := make([]byte, 1<<20)
+		died := without()
+		wantImage(t, readAll(t, attach(t, died, v.ID())), image, "before the commit: not flushed, so it may be gone")
+		ok(t, died.Close())
+		close(goOn)
+		ok(t, <-folded)
+		ok(t, <-flushed)
+		copy(image, noise(1, BlockSize))
+		died = without()
+		wantImage(t, readAll(t, attach(t, died, v.ID())), image, "after the commit")
+		ok(t, died.Close())
+		ok(t, s.Close())
+	})
 }
 
 // I8, I9: a flush that cannot be noted fails closed; on a disk that has no space for the

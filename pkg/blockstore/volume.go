@@ -50,7 +50,7 @@ type Volume struct {
 		marked     uint64        // synced mark of the last record written
 		noted      uint64        // the record's Durable, as far as that is durable itself
 		found      uint64        // the last sequence that recovery read back
-		passed     uint64        // the highest sequence that a fold's commit may have passed
+		passed     uint64        // the highest sequence that a fold's commit may have passed, durably or not yet
 		noteRetry  time.Time     // no note before: there was no space for it
 		unsynced   []*append1    // appended and not synced: their payloads stay in memory
 		memory     int64         // bytes of payloads in memory
