@@ -45,7 +45,7 @@ const noteRetryAfter = time.Second
 // good, but for a file that goes bad as a whole.
 func (v *Volume) note(seq uint64) error {
 	err := v.store.noteReach(map[*Volume]uint64{v: seq})
-	if errors.Is(err, ErrNoSpace) && !errors.Is(err, ErrFailed) { // else the catalog wrote, and failed at it
+	if errors.Is(err, ErrNoSpace) {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		v.mu.noteRetry = v.store.o.Now().Add(noteRetryAfter)
