@@ -54,6 +54,7 @@ type Store struct {
 	gate      gate
 	sched     scheduler
 	scratches atomic.Int64 // scratch files made
+	fullMu    sync.Mutex   // one change of mu.full at a time, with all that is told of it
 
 	mu struct {
 		sync.Mutex
@@ -357,7 +358,11 @@ func (s *Store) onReserve(do func() error) error {
 	}
 }
 
+// setFull notes whether the disk is full, and tells who has to know, in the order of the
+// changes. Called without Store.mu and Volume.mu.
 func (s *Store) setFull(full bool, err error) {
+	s.fullMu.Lock()
+	defer s.fullMu.Unlock()
 	s.mu.Lock()
 	changed := s.mu.full != full
 	s.mu.full = full
