@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/k8ns/granary/pkg/catalog"
 	"github.com/k8ns/granary/pkg/vfs"
@@ -407,28 +409,22 @@ func TestFlushOfWhatAFoldIsAboutToPass(t *testing.T) {
 	})
 }
 
-// I8, I9: a flush that cannot be noted fails closed; on a disk that has no space for the
-// note it is answered, and noted when there is.
-func TestFlushThatCannotBeNoted(t *testing.T) {
-	fsys := vfs.NewFaulty(vfs.NewMem())
-	o := tightOptions()
-	o.CatalogBytes = 64 << 10
-	full := fmt.Errorf("no room: %w", vfs.ErrNoSpace)
-	hook := func(err error, kinds ...vfs.OpKind) {
-		fsys.SetHook(func(op vfs.Op) error {
-			for _, k := range kinds {
-				if op.Kind == k && strings.Contains(op.Name, "/catalog/") {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	s := openStore(t, fsys, o)
-	v := newVolume(t, s, "v", 1<<20)
-	hook(full, vfs.OpCreate, vfs.OpAllocate)
+// failCatalog lets operations on the catalog's files meet a full disk.
+func failCatalog(fsys *vfs.Faulty, kinds ...vfs.OpKind) {
+	fsys.SetHook(func(op vfs.Op) error {
+		if slices.Contains(kinds, op.Kind) && strings.Contains(op.Name, "/catalog/") {
+			return fmt.Errorf("no room: %w", vfs.ErrNoSpace)
+		}
+		return nil
+	})
+}
+
+// fillCatalog fills the catalog until it has no room for one byte, and cannot get any.
+func fillCatalog(t *testing.T, fsys *vfs.Faulty, s *Store) {
+	t.Helper()
+	failCatalog(fsys, vfs.OpCreate, vfs.OpAllocate)
 	n := 0
-	for step := 32 << 10; step > 0; { // until the catalog has no room for one byte
+	for step := 32 << 10; step > 0; {
 		_, err := s.cat.Commit(catalog.Op{Key: "filling", Value: make([]byte, n+step), Expect: catalog.ExpectAny})
 		switch {
 		case err == nil:
@@ -439,6 +435,48 @@ func TestFlushThatCannotBeNoted(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// What a catalog without room could not note is noted when there is some, without another
+// flush.
+func TestNoteIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fsys := vfs.NewFaulty(vfs.NewMem())
+		o := tightOptions()
+		o.CatalogBytes = 64 << 10
+		s := openStore(t, fsys, o)
+		v := newVolume(t, s, "v", 1<<20)
+		fillCatalog(t, fsys, s)
+		stop := runStore(t, s)
+		writeAt(t, v, noise(1, BlockSize), 0)
+		ok(t, v.Flush())
+		noted := func() uint64 {
+			time.Sleep(3 * noteDelay)
+			var rec volumeRecord
+			must(get(s.cat, keyVolume+v.ID(), &rec))(t)
+			return rec.Durable
+		}
+		if n := noted(); n != 0 {
+			t.Fatalf("noted up to %d: the catalog was to be full", n)
+		}
+		fsys.SetHook(nil)
+		if n := noted(); n != v.mu.synced {
+			t.Errorf("noted up to %d of %d", n, v.mu.synced)
+		}
+		stop()
+		ok(t, s.Close())
+	})
+}
+
+// I8, I9: a flush that cannot be noted fails closed; on a disk that has no space for the
+// note it is answered, and noted when there is.
+func TestFlushThatCannotBeNoted(t *testing.T) {
+	fsys := vfs.NewFaulty(vfs.NewMem())
+	o := tightOptions()
+	o.CatalogBytes = 64 << 10
+	s := openStore(t, fsys, o)
+	v := newVolume(t, s, "v", 1<<20)
+	fillCatalog(t, fsys, s)
 	writeAt(t, v, noise(1, BlockSize), 0)
 	ok(t, v.Flush())
 	var rec volumeRecord
@@ -453,7 +491,7 @@ func TestFlushThatCannotBeNoted(t *testing.T) {
 		t.Errorf("noted up to %d of %d", rec.Durable, v.mu.synced)
 	}
 	foldAll(t, s)
-	hook(full, vfs.OpWrite) // a catalog that fails at it has failed, whatever the error
+	failCatalog(fsys, vfs.OpWrite) // a catalog that fails at it has failed, whatever the error
 	writeAt(t, v, noise(2, BlockSize), 0)
 	for range 2 { // the second finds nothing new, and must not be answered either
 		if err := v.Flush(); !errors.Is(err, ErrFailed) {

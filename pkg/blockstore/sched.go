@@ -162,7 +162,10 @@ func (s *Store) noteLoop(ctx context.Context) {
 			timer.Stop()
 			return
 		}
-		if err := s.noteStep(); err != nil && !errors.Is(err, ErrNoSpace) {
+		switch err := s.noteStep(); {
+		case errors.Is(err, ErrNoSpace):
+			s.sched.kickNote() // no other flush may come
+		case err != nil:
 			s.log.Warn("how far journals reach cannot be noted", "err", err)
 		}
 	}
