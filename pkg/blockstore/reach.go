@@ -161,7 +161,7 @@ func (r *volumeRecord) reach(cuts []pendingCut) (seq uint64) {
 }
 
 // missingJournals makes the volumes fail closed whose journals had reached beyond the
-// position and have no segment any more.
+// position and have no segment any more, unless that is known of them.
 func (s *Store) missingJournals(found map[string][]journal.Recovered) error {
 	for _, e := range s.scan(keyVolume) {
 		var rec volumeRecord

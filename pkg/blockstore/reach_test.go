@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path"
 	"slices"
 	"strings"
@@ -166,6 +167,34 @@ func TestLostSegmentAfterKill(t *testing.T) {
 			ok(t, s.Close())
 		})
 	}
+}
+
+// A journal that is gone is told of once, and first of all by the cut that it owes.
+func TestLostJournalIsToldOnce(t *testing.T) {
+	x := newReachStore(t)
+	for _, v := range []*Volume{x.v, x.w} {
+		x.flushed(v, 1)
+		must(x.s.CreateSnapshot(context.Background(), v.ID(), v.ID()[2:], nil))(t)
+		x.flushed(v, 1)
+	}
+	names := append(x.segments(), segmentsOf(t, x.mem, x.w.ID())...)
+	x.die()
+	for _, name := range names {
+		ok(t, x.mem.Remove(name))
+	}
+	var log bytes.Buffer
+	o := tightOptions()
+	o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	s := openStore(t, x.mem, o)
+	for _, v := range []*Volume{x.v, x.w} {
+		if n := strings.Count(log.String(), "volume_id="+v.ID()); n != 1 {
+			t.Errorf("a lost journal is told of %d times:\n%s", n, log.String())
+		}
+		if _, err := s.OpenVolume(context.Background(), v.ID()); !errors.Is(err, ErrFailed) || !strings.Contains(err.Error(), "snapshot cut") {
+			t.Errorf("open: %v", err)
+		}
+	}
+	s.abandon()
 }
 
 // foldLeaving writes n more blocks while a fold of v commits, so that they stay in the

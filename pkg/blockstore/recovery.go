@@ -68,13 +68,10 @@ func (s *Store) recoverVolumes(owned []journal.Recovered, bad []journal.Bad) err
 		s.loseJournal(id, lost[id])
 		delete(cuts, id)
 	}
-	if err := s.missingJournals(byVolume); err != nil {
-		return err
+	for _, id := range slices.Sorted(maps.Keys(cuts)) {
+		s.loseJournal(id, fmt.Errorf("%s: the segments (.seg) that hold snapshot cut %s are missing: %w", path.Join(s.dir, dirJournal), cuts[id][0].id, ErrCorrupt))
 	}
-	for id, c := range cuts {
-		s.loseJournal(id, fmt.Errorf("%s: the segments (.seg) that hold snapshot cut %s are missing: %w", path.Join(s.dir, dirJournal), c[0].id, ErrCorrupt))
-	}
-	return nil
+	return s.missingJournals(byVolume)
 }
 
 // inspect looks at segments whose header is bad. If the rest cannot be read either,
