@@ -163,7 +163,7 @@ func (r *volumeRecord) reach(cuts []pendingCut) (seq uint64) {
 // missingJournals makes the volumes fail closed whose journals had reached beyond the
 // position and have no segment any more, unless that is known of them.
 func (s *Store) missingJournals(found map[string][]journal.Recovered) error {
-	for _, e := range s.scan(keyVolume) {
+	for _, e := range s.scanFor(keyVolume, `"durable":`) {
 		var rec volumeRecord
 		if err := decode(e, &rec); err != nil {
 			return err
