@@ -3,7 +3,6 @@ package blockstore
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -44,7 +43,7 @@ const noteRetryAfter = time.Second
 // disk is no error: no flush waits for it (I9), and without the note the journal is as
 // good, but for a file that goes bad as a whole.
 func (v *Volume) note(seq uint64) error {
-	err := v.store.noteReach(map[*Volume]uint64{v: seq})
+	err := v.store.noteReach(reached{v, seq})
 	if errors.Is(err, ErrNoSpace) {
 		v.mu.Lock()
 		defer v.mu.Unlock()
@@ -56,53 +55,46 @@ func (v *Volume) note(seq uint64) error {
 }
 
 // noteStep notes how far all journals reach that are not folded.
-func (s *Store) noteStep() error {
-	s.mu.Lock()
-	vols := make([]*Volume, 0, len(s.mu.volumes))
-	for _, v := range s.mu.volumes {
-		vols = append(vols, v)
-	}
-	s.mu.Unlock()
-	return s.noteJournals(vols)
-}
+func (s *Store) noteStep() error { return s.noteJournals(s.loadedVolumes()) }
 
 // noteJournals notes how far the journals of volumes reach that are not folded, when all
 // of that is durable.
 func (s *Store) noteJournals(vols []*Volume) error {
-	reach := make(map[*Volume]uint64)
+	var reach []reached
 	for _, v := range vols {
 		v.mu.RLock()
 		if v.mu.failed == nil && v.mu.synced > max(v.mu.pos.Seq, v.mu.noted) {
-			reach[v] = v.mu.synced
+			reach = append(reach, reached{v, v.mu.synced})
 		}
 		v.mu.RUnlock()
 	}
-	return s.noteReach(reach)
+	return s.noteReach(reach...)
 }
 
-// noteReach makes the sequences that journals have reached durable in their volumes'
-// records, in one commit; volumes that are gone are left out.
-func (s *Store) noteReach(reach map[*Volume]uint64) error {
+// reached is a sequence that a volume's journal has reached on the disk.
+type reached struct {
+	v   *Volume
+	seq uint64
+}
+
+// noteReach makes what journals have reached durable in their volumes' records, in one
+// commit; volumes that are gone are left out.
+func (s *Store) noteReach(reach ...reached) error {
 	if len(reach) == 0 {
 		return nil
 	}
-	var vols []*Volume // in one order for one state
-	for v := range reach {
-		vols = append(vols, v)
-	}
-	slices.SortFunc(vols, func(a, b *Volume) int { return strings.Compare(a.id, b.id) })
 	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
 		var ops []catalog.Op
-		for _, v := range vols {
+		for _, r := range reach {
 			var rec volumeRecord
-			e, err := get(view, keyVolume+v.id, &rec)
-			switch seq := reach[v]; {
+			e, err := get(view, keyVolume+r.v.id, &rec)
+			switch {
 			case errors.Is(err, ErrNotFound):
 			case err != nil:
 				return nil, err
-			case seq > max(rec.Durable, rec.Position.Seq):
-				rec.Durable = seq
-				ops = append(ops, put(keyVolume+v.id, rec, e.Revision))
+			case r.seq > max(rec.Durable, rec.Position.Seq):
+				rec.Durable = r.seq
+				ops = append(ops, put(keyVolume+r.v.id, rec, e.Revision))
 			}
 		}
 		return ops, nil
@@ -110,10 +102,10 @@ func (s *Store) noteReach(reach map[*Volume]uint64) error {
 	if err != nil {
 		return fmt.Errorf("note how far journals reach: %w", err)
 	}
-	for _, v := range vols {
-		v.mu.Lock()
-		v.mu.noted, v.mu.noteRetry = max(v.mu.noted, reach[v]), time.Time{}
-		v.mu.Unlock()
+	for _, r := range reach {
+		r.v.mu.Lock()
+		r.v.mu.noted, r.v.mu.noteRetry = max(r.v.mu.noted, r.seq), time.Time{}
+		r.v.mu.Unlock()
 	}
 	return nil
 }
