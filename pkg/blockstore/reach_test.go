@@ -197,11 +197,10 @@ func TestLostJournalIsToldOnce(t *testing.T) {
 	s.abandon()
 }
 
-// foldLeaving writes n more blocks while a fold of v commits, so that they stay in the
-// segment that the fold would let go of, and flushes them.
+// foldLeaving freezes what v has, writes and flushes n more blocks, and folds what was frozen:
+// the n stay in a segment that the fold would let go of otherwise.
 func foldLeaving(x *reachStore, n int) {
 	x.Helper()
-	did := false
 	x.v.mu.Lock()
 	x.v.freeze()
 	x.v.mu.Unlock()

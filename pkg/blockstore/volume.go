@@ -438,7 +438,9 @@ func (v *Volume) syncUpTo(seq uint64) error {
 }
 
 // syncJournal makes every record appended so far durable: one fdatasync for each
-// segment with an append since the last, oldest first.
+// segment with an append since the last, oldest first. Where the catalog does not know yet
+// that the journal reaches so far, a commit follows that says so (noteDue). After an error
+// the volume has failed closed; what was read back by a start counts as appended.
 func (v *Volume) syncJournal() error {
 	v.mu.RLock()
 	target := v.mu.appended
