@@ -15,8 +15,8 @@ import (
 // Volume is an attached volume, or one whose journal is not folded yet.
 //
 // Lock order, outermost first: Volume.foldMu (of several volumes by ID), Volume.syncMu,
-// Store.fullMu, Store.mu, the catalog's lock, Volume.mu. No commit is made and no disk is touched under
-// Store.mu or Volume.mu, so readers and writers only wait for memory.
+// Store.fullMu, Store.mu, the catalog's lock, Volume.mu. No commit is made and no disk is
+// touched under Store.fullMu, Store.mu or Volume.mu, so readers and writers only wait for memory.
 type Volume struct {
 	// Fixed after construction.
 	store  *Store
