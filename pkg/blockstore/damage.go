@@ -1,7 +1,6 @@
 package blockstore
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -75,19 +74,6 @@ func (s *Store) newDamageRecord(d dedup.Damage) damageRecord {
 		rec.Fingerprint = d.Fingerprint.String()
 	}
 	return rec
-}
-
-func (s *Store) damageLoop(ctx context.Context) {
-	for {
-		select {
-		case <-s.sched.damage:
-			if err := s.damageStep(); err != nil {
-				s.log.Error("damage cannot be recorded", "err", err)
-			}
-		case <-ctx.Done():
-			return
-		}
-	}
 }
 
 // loadDamage tells the chunk store what is recorded.

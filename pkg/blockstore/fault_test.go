@@ -3,6 +3,8 @@ package blockstore
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -270,4 +272,40 @@ func TestFlushCoversWhatWasRecovered(t *testing.T) {
 	early.Crash(nil, 0)
 	got := readAll(t, attach(t, openStore(t, early, smallOptions()), id))
 	wantImage(t, got[:BlockSize], image[:BlockSize], "flushed block after a power cut")
+}
+
+// I8, I9: a catalog that has failed because a write of it met a full disk has failed for
+// good. It was taken for a full disk: the whole reserve was given up for what cannot go on,
+// and callers were told to make room.
+func TestCatalogFailedByFullDisk(t *testing.T) {
+	mem, events := vfs.NewMem(), &heard{}
+	fsys := vfs.NewFaulty(mem)
+	o := smallOptions()
+	o.Events = events.hear
+	s := openStore(t, fsys, o)
+	gone := must(s.CreateVolume(VolumeSpec{Name: "gone", SizeBytes: 1 << 20}))(t).ID
+	v, w := newVolume(t, s, "v", 1<<20), newVolume(t, s, "w", 1<<20)
+	writeAt(t, v, noise(1, BlockSize), 0)
+	for i := range int64(2) { // the second leaves something to note
+		writeAt(t, w, noise(2, BlockSize), i*BlockSize)
+		ok(t, w.Flush())
+	}
+	kept := filesBelow(t, mem, dirReserve, "")
+	fsys.SetHook(func(op vfs.Op) error {
+		if op.Kind == vfs.OpWrite && strings.Contains(op.Name, "/catalog/") {
+			return fmt.Errorf("no room: %w", vfs.ErrNoSpace)
+		}
+		return nil
+	})
+	_, create := s.CreateVolume(VolumeSpec{Name: "new", SizeBytes: 1 << 20})
+	_, snapshot := s.CreateSnapshot(context.Background(), v.ID(), "s", nil)
+	_, fold := s.foldOnce(v)
+	for _, err := range []error{create, s.noteStep(), v.Flush(), snapshot, fold, s.DeleteVolume(gone), s.Close()} {
+		if !errors.Is(err, ErrFailed) || errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), "no room") {
+			t.Errorf("with a failed catalog: %v", err)
+		}
+	}
+	if events.has(StoreFull) || !slices.Equal(filesBelow(t, mem, dirReserve, ""), kept) {
+		t.Errorf("events %v; of the reserve %v was %v", events.kinds, filesBelow(t, mem, dirReserve, ""), kept)
+	}
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/k8ns/granary/pkg/catalog"
@@ -39,7 +38,6 @@ func (s *Store) foldOnce(v *Volume) (bool, error) { return s.foldTogether([]*Vol
 // nodes share chunks and syncs; each is committed by itself. What goes wrong before the
 // commits goes wrong for all of them.
 func (s *Store) foldTogether(vols []*Volume) (bool, error) {
-	byID := func(a, b *Volume) int { return strings.Compare(a.id, b.id) }
 	var jobs []*foldJob
 	for _, v := range slices.SortedFunc(slices.Values(vols), byID) { // one order of locks
 		v.foldMu.Lock()

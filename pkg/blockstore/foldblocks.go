@@ -3,6 +3,7 @@ package blockstore
 import (
 	"errors"
 	"math"
+	"slices"
 
 	"github.com/k8ns/granary/pkg/blockstore/blockmap"
 	"github.com/k8ns/granary/pkg/dedup"
@@ -58,10 +59,12 @@ func (f *folder) remap() (err error) {
 }
 
 // mapped tells how many blocks are mapped below the new root, from how many were before.
-// Where a node could not be read that may be again by now, they are counted; if it still
-// cannot, the number stays what is known, until a repair counts again.
+// Where a node could not be read they are all counted, if the new tree does without it or it
+// can be read by now. If it still cannot, the number stays what is known, until a repair
+// counts again: counting would read the map up to that node, in each fold.
 func (f *folder) mapped(root dedup.Slot) func(before int64) int64 {
-	if f.result.Unread {
+	lost := func(node dedup.Slot) bool { return !f.s.tree.Readable(node) }
+	if f.result.Unread && !slices.ContainsFunc(f.result.Kept, lost) {
 		if n, err := f.s.tree.NewCounter().Mapped(root); err == nil {
 			return func(int64) int64 { return n }
 		}

@@ -144,3 +144,43 @@ func testOnFullError(t *testing.T, by string) {
 	stopRun()
 	ok(t, s.Close())
 }
+
+// What is told last of a full disk is how it is: of two changes at the same time the first
+// could be told last.
+func TestFullIsToldInOrder(t *testing.T) {
+	kinds := map[bool]EventKind{true: StoreFull, false: StoreSpaceBack}
+	for first, kind := range kinds {
+		events, second := &heard{}, make(chan struct{})
+		armed := false
+		o := smallOptions()
+		o.Events = func(e Event) {
+			switch {
+			case !armed:
+				return
+			case e.Kind == kind:
+				select { // slow at telling it
+				case <-second:
+				case <-time.After(50 * time.Millisecond):
+				}
+			default:
+				close(second)
+			}
+			events.hear(e)
+		}
+		s := openStore(t, vfs.NewMem(), o)
+		s.setFull(!first, ErrNoSpace)
+		armed = true
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			s.setFull(first, ErrNoSpace)
+		}()
+		waitFor(t, 10*time.Second, "the first change", func() bool { return s.isFull() == first })
+		s.setFull(!first, ErrNoSpace)
+		<-done
+		if want := []EventKind{kind, kinds[!first]}; !slices.Equal(events.kinds, want) {
+			t.Errorf("told %v, want %v", events.kinds, want)
+		}
+		ok(t, s.Close())
+	}
+}

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/k8ns/granary/pkg/blockstore/journal"
 	"github.com/k8ns/granary/pkg/catalog"
@@ -171,6 +174,16 @@ func (s *Store) loaded(id string) *Volume {
 	defer s.mu.Unlock()
 	return s.mu.volumes[id]
 }
+
+// loadedVolumes lists the volumes that have memory, by ID: one order for one state.
+func (s *Store) loadedVolumes() []*Volume {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.SortedFunc(maps.Values(s.mu.volumes), byID)
+}
+
+// byID is the order of volumes' IDs.
+func byID(a, b *Volume) int { return strings.Compare(a.id, b.id) }
 
 // resolveCut gives a volume that starts at a cut the cut's root, waiting for it.
 func (s *Store) resolveCut(ctx context.Context, id string) error {

@@ -3,7 +3,6 @@ package blockstore
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -20,11 +19,20 @@ import (
 // in, or past the position if that is behind its first record: without the segment the
 // journal ends below. So it takes one commit for each segment, and now and then one more
 // after a fold. The rest is noted within noteDelay, beside everything else.
+//
+// While a fold's commit is on its way, a start may find either position: the one that is
+// durable (pos) or the one that the commit moves it to (passed). A flush must hold with
+// both. One of records that the commit passes counts with the old position, for the commit
+// may never become durable; if it needs a note, that waits for the commit, and a position
+// that has passed the records makes the note needless.
 
 // noteDue tells whether a flush of the records up to seq has to be noted before it is
 // answered. Called with v.mu held.
 func (v *Volume) noteDue(seq uint64) bool {
-	known := max(v.mu.log.First(seq), v.mu.passed+1) // enough to miss the segment by
+	known := max(v.mu.log.First(seq), v.mu.pos.Seq+1) // enough to miss the segment by
+	if seq > v.mu.passed {
+		known = max(known, v.mu.passed+1)
+	}
 	return known <= seq && v.mu.noted < known && (v.mu.noteRetry.IsZero() || !v.store.o.Now().Before(v.mu.noteRetry))
 }
 
@@ -35,8 +43,8 @@ const noteRetryAfter = time.Second
 // disk is no error: no flush waits for it (I9), and without the note the journal is as
 // good, but for a file that goes bad as a whole.
 func (v *Volume) note(seq uint64) error {
-	err := v.store.noteReach(map[*Volume]uint64{v: seq})
-	if errors.Is(err, ErrNoSpace) && !errors.Is(err, ErrFailed) { // else the catalog wrote, and failed at it
+	err := v.store.noteReach(reached{v, seq})
+	if errors.Is(err, ErrNoSpace) {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		v.mu.noteRetry = v.store.o.Now().Add(noteRetryAfter)
@@ -47,53 +55,46 @@ func (v *Volume) note(seq uint64) error {
 }
 
 // noteStep notes how far all journals reach that are not folded.
-func (s *Store) noteStep() error {
-	s.mu.Lock()
-	vols := make([]*Volume, 0, len(s.mu.volumes))
-	for _, v := range s.mu.volumes {
-		vols = append(vols, v)
-	}
-	s.mu.Unlock()
-	return s.noteJournals(vols)
-}
+func (s *Store) noteStep() error { return s.noteJournals(s.loadedVolumes()) }
 
 // noteJournals notes how far the journals of volumes reach that are not folded, when all
 // of that is durable.
 func (s *Store) noteJournals(vols []*Volume) error {
-	reach := make(map[*Volume]uint64)
+	var reach []reached
 	for _, v := range vols {
 		v.mu.RLock()
 		if v.mu.failed == nil && v.mu.synced > max(v.mu.pos.Seq, v.mu.noted) {
-			reach[v] = v.mu.synced
+			reach = append(reach, reached{v, v.mu.synced})
 		}
 		v.mu.RUnlock()
 	}
-	return s.noteReach(reach)
+	return s.noteReach(reach...)
 }
 
-// noteReach makes the sequences that journals have reached durable in their volumes'
-// records, in one commit; volumes that are gone are left out.
-func (s *Store) noteReach(reach map[*Volume]uint64) error {
+// reached is a sequence that a volume's journal has reached on the disk.
+type reached struct {
+	v   *Volume
+	seq uint64
+}
+
+// noteReach makes what journals have reached durable in their volumes' records, in one
+// commit; volumes that are gone are left out.
+func (s *Store) noteReach(reach ...reached) error {
 	if len(reach) == 0 {
 		return nil
 	}
-	var vols []*Volume // in one order for one state
-	for v := range reach {
-		vols = append(vols, v)
-	}
-	slices.SortFunc(vols, func(a, b *Volume) int { return strings.Compare(a.id, b.id) })
 	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
 		var ops []catalog.Op
-		for _, v := range vols {
+		for _, r := range reach {
 			var rec volumeRecord
-			e, err := get(view, keyVolume+v.id, &rec)
-			switch seq := reach[v]; {
+			e, err := get(view, keyVolume+r.v.id, &rec)
+			switch {
 			case errors.Is(err, ErrNotFound):
 			case err != nil:
 				return nil, err
-			case seq > max(rec.Durable, rec.Position.Seq):
-				rec.Durable = seq
-				ops = append(ops, put(keyVolume+v.id, rec, e.Revision))
+			case r.seq > max(rec.Durable, rec.Position.Seq):
+				rec.Durable = r.seq
+				ops = append(ops, put(keyVolume+r.v.id, rec, e.Revision))
 			}
 		}
 		return ops, nil
@@ -101,18 +102,20 @@ func (s *Store) noteReach(reach map[*Volume]uint64) error {
 	if err != nil {
 		return fmt.Errorf("note how far journals reach: %w", err)
 	}
-	for _, v := range vols {
-		v.mu.Lock()
-		v.mu.noted, v.mu.noteRetry = max(v.mu.noted, reach[v]), time.Time{}
-		v.mu.Unlock()
+	for _, r := range reach {
+		r.v.mu.Lock()
+		r.v.mu.noted, r.v.mu.noteRetry = max(r.v.mu.noted, r.seq), time.Time{}
+		r.v.mu.Unlock()
 	}
 	return nil
 }
 
 // passing is called by the commit that moves the volume's position to seq, with what the
 // record has said of the journal's reach: it returns what the new one says. From here on
-// flushes count with the new position, for the commit may become durable at any time; all
-// flushes that counted with the old one are in what is returned.
+// flushes of records behind seq count with the new position too, for the commit may become
+// durable at any time; all that were answered before are in what is returned. Flushes up
+// to seq go on counting with the old position until the commit is known to be durable: it
+// may also never be.
 func (v *Volume) passing(seq, durable uint64) uint64 {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -150,9 +153,9 @@ func (r *volumeRecord) reach(cuts []pendingCut) (seq uint64) {
 }
 
 // missingJournals makes the volumes fail closed whose journals had reached beyond the
-// position and have no segment any more.
+// position and have no segment any more, unless that is known of them.
 func (s *Store) missingJournals(found map[string][]journal.Recovered) error {
-	for _, e := range s.scan(keyVolume) {
+	for _, e := range s.scanFor(keyVolume, `"durable":`) {
 		var rec volumeRecord
 		if err := decode(e, &rec); err != nil {
 			return err

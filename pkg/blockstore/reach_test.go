@@ -5,9 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/k8ns/granary/pkg/catalog"
 	"github.com/k8ns/granary/pkg/vfs"
@@ -165,11 +169,38 @@ func TestLostSegmentAfterKill(t *testing.T) {
 	}
 }
 
-// foldLeaving writes n more blocks while a fold of v commits, so that they stay in the
-// segment that the fold would let go of, and flushes them.
+// A journal that is gone is told of once, and first of all by the cut that it owes.
+func TestLostJournalIsToldOnce(t *testing.T) {
+	x := newReachStore(t)
+	for _, v := range []*Volume{x.v, x.w} {
+		x.flushed(v, 1)
+		must(x.s.CreateSnapshot(context.Background(), v.ID(), v.ID()[2:], nil))(t)
+		x.flushed(v, 1)
+	}
+	names := append(x.segments(), segmentsOf(t, x.mem, x.w.ID())...)
+	x.die()
+	for _, name := range names {
+		ok(t, x.mem.Remove(name))
+	}
+	var log bytes.Buffer
+	o := tightOptions()
+	o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	s := openStore(t, x.mem, o)
+	for _, v := range []*Volume{x.v, x.w} {
+		if n := strings.Count(log.String(), "volume_id="+v.ID()); n != 1 {
+			t.Errorf("a lost journal is told of %d times:\n%s", n, log.String())
+		}
+		if _, err := s.OpenVolume(context.Background(), v.ID()); !errors.Is(err, ErrFailed) || !strings.Contains(err.Error(), "snapshot cut") {
+			t.Errorf("open: %v", err)
+		}
+	}
+	s.abandon()
+}
+
+// foldLeaving freezes what v has, writes and flushes n more blocks, and folds what was frozen:
+// the n stay in a segment that the fold would let go of otherwise.
 func foldLeaving(x *reachStore, n int) {
 	x.Helper()
-	did := false
 	x.v.mu.Lock()
 	x.v.freeze()
 	x.v.mu.Unlock()
@@ -354,28 +385,74 @@ func TestFlushWhileFoldCommits(t *testing.T) {
 	ok(t, s.Close())
 }
 
-// I8, I9: a flush that cannot be noted fails closed; on a disk that has no space for the
-// note it is answered, and noted when there is.
-func TestFlushThatCannotBeNoted(t *testing.T) {
-	fsys := vfs.NewFaulty(vfs.NewMem())
-	o := tightOptions()
-	o.CatalogBytes = 64 << 10
-	full := fmt.Errorf("no room: %w", vfs.ErrNoSpace)
-	hook := func(err error, kinds ...vfs.OpKind) {
+// I1: a flush of records that a fold is about to pass was answered without a note, though
+// the fold's commit might never become durable: with the segment gone, nothing was missed.
+func TestFlushOfWhatAFoldIsAboutToPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := vfs.NewMem()
+		fsys := vfs.NewFaulty(mem)
+		s := openStore(t, fsys, tightOptions())
+		v := newVolume(t, s, "v", 1<<20)
+		writeAt(t, v, noise(1, BlockSize), 0)
+		name := segmentsOf(t, mem, v.ID())[0]
+		goOn := make(chan struct{})
 		fsys.SetHook(func(op vfs.Op) error {
-			for _, k := range kinds {
-				if op.Kind == k && strings.Contains(op.Name, "/catalog/") {
-					return err
-				}
+			if op.Kind == vfs.OpWrite && strings.Contains(op.Name, "/catalog/") {
+				<-goOn
 			}
 			return nil
 		})
-	}
-	s := openStore(t, fsys, o)
-	v := newVolume(t, s, "v", 1<<20)
-	hook(full, vfs.OpCreate, vfs.OpAllocate)
+		folded, flushed := make(chan error, 1), make(chan error, 1)
+		go func() { _, err := s.foldOnce(v); folded <- err }()
+		synctest.Wait()
+		if v.mu.passed != v.mu.appended || v.mu.pos.Seq != 0 {
+			t.Fatalf("position %d, about to pass %d of %d", v.mu.pos.Seq, v.mu.passed, v.mu.appended)
+		}
+		go func() { flushed <- v.Flush() }()
+		synctest.Wait()
+		select {
+		case err := <-flushed:
+			t.Errorf("a flush was answered (%v), and nothing durable says that the journal was ever so long", err)
+			flushed <- err
+		default:
+		}
+		without := func() *Store {
+			disk := mem.Clone()
+			disk.Kill()
+			ok(t, disk.Remove(name))
+			return openStore(t, disk, tightOptions())
+		}
+		image := make([]byte, 1<<20)
+		died := without()
+		wantImage(t, readAll(t, attach(t, died, v.ID())), image, "before the commit: not flushed, so it may be gone")
+		ok(t, died.Close())
+		close(goOn)
+		ok(t, <-folded)
+		ok(t, <-flushed)
+		copy(image, noise(1, BlockSize))
+		died = without()
+		wantImage(t, readAll(t, attach(t, died, v.ID())), image, "after the commit")
+		ok(t, died.Close())
+		ok(t, s.Close())
+	})
+}
+
+// failCatalog lets operations on the catalog's files meet a full disk.
+func failCatalog(fsys *vfs.Faulty, kinds ...vfs.OpKind) {
+	fsys.SetHook(func(op vfs.Op) error {
+		if slices.Contains(kinds, op.Kind) && strings.Contains(op.Name, "/catalog/") {
+			return fmt.Errorf("no room: %w", vfs.ErrNoSpace)
+		}
+		return nil
+	})
+}
+
+// fillCatalog fills the catalog until it has no room for one byte, and cannot get any.
+func fillCatalog(t *testing.T, fsys *vfs.Faulty, s *Store) {
+	t.Helper()
+	failCatalog(fsys, vfs.OpCreate, vfs.OpAllocate)
 	n := 0
-	for step := 32 << 10; step > 0; { // until the catalog has no room for one byte
+	for step := 32 << 10; step > 0; {
 		_, err := s.cat.Commit(catalog.Op{Key: "filling", Value: make([]byte, n+step), Expect: catalog.ExpectAny})
 		switch {
 		case err == nil:
@@ -386,6 +463,48 @@ func TestFlushThatCannotBeNoted(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// What a catalog without room could not note is noted when there is some, without another
+// flush.
+func TestNoteIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fsys := vfs.NewFaulty(vfs.NewMem())
+		o := tightOptions()
+		o.CatalogBytes = 64 << 10
+		s := openStore(t, fsys, o)
+		v := newVolume(t, s, "v", 1<<20)
+		fillCatalog(t, fsys, s)
+		stop := runStore(t, s)
+		writeAt(t, v, noise(1, BlockSize), 0)
+		ok(t, v.Flush())
+		noted := func() uint64 {
+			time.Sleep(3 * noteDelay)
+			var rec volumeRecord
+			must(get(s.cat, keyVolume+v.ID(), &rec))(t)
+			return rec.Durable
+		}
+		if n := noted(); n != 0 {
+			t.Fatalf("noted up to %d: the catalog was to be full", n)
+		}
+		fsys.SetHook(nil)
+		if n := noted(); n != v.mu.synced {
+			t.Errorf("noted up to %d of %d", n, v.mu.synced)
+		}
+		stop()
+		ok(t, s.Close())
+	})
+}
+
+// I8, I9: a flush that cannot be noted fails closed; on a disk that has no space for the
+// note it is answered, and noted when there is.
+func TestFlushThatCannotBeNoted(t *testing.T) {
+	fsys := vfs.NewFaulty(vfs.NewMem())
+	o := tightOptions()
+	o.CatalogBytes = 64 << 10
+	s := openStore(t, fsys, o)
+	v := newVolume(t, s, "v", 1<<20)
+	fillCatalog(t, fsys, s)
 	writeAt(t, v, noise(1, BlockSize), 0)
 	ok(t, v.Flush())
 	var rec volumeRecord
@@ -400,7 +519,7 @@ func TestFlushThatCannotBeNoted(t *testing.T) {
 		t.Errorf("noted up to %d of %d", rec.Durable, v.mu.synced)
 	}
 	foldAll(t, s)
-	hook(full, vfs.OpWrite) // a catalog that fails at it has failed, whatever the error
+	failCatalog(fsys, vfs.OpWrite) // a catalog that fails at it has failed, whatever the error
 	writeAt(t, v, noise(2, BlockSize), 0)
 	for range 2 { // the second finds nothing new, and must not be answered either
 		if err := v.Flush(); !errors.Is(err, ErrFailed) {

@@ -195,14 +195,15 @@ func validateSector(bytes int) error {
 	return nil
 }
 
-// update is catalog.Update with this package's errors.
+// update is catalog.Update with this package's errors. That of a failed catalog is not what
+// it failed of: a full disk that it met is none to wait for.
 func (s *Store) update(fn func(catalog.View) ([]catalog.Op, error)) (uint64, error) {
 	n, err := s.cat.Update(fn)
 	switch {
 	case errors.Is(err, catalog.ErrClosed):
 		err = fmt.Errorf("store %s: %w", s.dir, ErrClosed)
 	case errors.Is(err, catalog.ErrFailed):
-		err = fmt.Errorf("store %s: %w: %w", s.dir, ErrFailed, err)
+		err = fmt.Errorf("store %s: %w: %v", s.dir, ErrFailed, err)
 	}
 	return n, err
 }

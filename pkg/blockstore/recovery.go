@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/k8ns/granary/pkg/blockstore/journal"
+	"github.com/k8ns/granary/pkg/catalog"
 	"github.com/k8ns/granary/pkg/wal"
 )
 
@@ -68,13 +69,10 @@ func (s *Store) recoverVolumes(owned []journal.Recovered, bad []journal.Bad) err
 		s.loseJournal(id, lost[id])
 		delete(cuts, id)
 	}
-	if err := s.missingJournals(byVolume); err != nil {
-		return err
+	for _, id := range slices.Sorted(maps.Keys(cuts)) {
+		s.loseJournal(id, fmt.Errorf("%s: the segments (.seg) that hold snapshot cut %s are missing: %w", path.Join(s.dir, dirJournal), cuts[id][0].id, ErrCorrupt))
 	}
-	for id, c := range cuts {
-		s.loseJournal(id, fmt.Errorf("%s: the segments (.seg) that hold snapshot cut %s are missing: %w", path.Join(s.dir, dirJournal), c[0].id, ErrCorrupt))
-	}
-	return nil
+	return s.missingJournals(byVolume)
 }
 
 // inspect looks at segments whose header is bad. If the rest cannot be read either,
@@ -169,10 +167,7 @@ func (v *Volume) lost(err error) {
 // removeDeleted drops the records of deleted volumes that owe nothing any more: a crash
 // can leave one between the fold of its last cut and the next commit.
 func (s *Store) removeDeleted() error {
-	for _, e := range s.scan(keyVolume) {
-		if !bytes.Contains(e.Value, []byte(`"deleted":true`)) {
-			continue // most: the census has decoded them all
-		}
+	for _, e := range s.scanFor(keyVolume, `"deleted":true`) {
 		var rec volumeRecord
 		if err := decode(e, &rec); err != nil {
 			return err
@@ -187,6 +182,12 @@ func (s *Store) removeDeleted() error {
 	return nil
 }
 
+// scanFor lists the records below a prefix whose JSON contains text, for a start to decode
+// only these: the census has decoded all of them.
+func (s *Store) scanFor(prefix, text string) []catalog.Entry {
+	return slices.DeleteFunc(s.scan(prefix), func(e catalog.Entry) bool { return !bytes.Contains(e.Value, []byte(text)) })
+}
+
 type pendingCut struct {
 	id  string
 	seq uint64
@@ -195,10 +196,7 @@ type pendingCut struct {
 // pendingCuts lists the cuts without a root by volume, in journal order.
 func (s *Store) pendingCuts() (map[string][]pendingCut, error) {
 	out := make(map[string][]pendingCut)
-	for _, e := range s.scan(keyCut) {
-		if !bytes.Contains(e.Value, []byte(`"pending":true`)) {
-			continue // most: the census has decoded them all
-		}
+	for _, e := range s.scanFor(keyCut, `"pending":true`) {
 		var c cutRecord
 		if err := decode(e, &c); err != nil {
 			return nil, err

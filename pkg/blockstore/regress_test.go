@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/k8ns/granary/pkg/blockstore/blockmap"
 	"github.com/k8ns/granary/pkg/dedup"
 	"github.com/k8ns/granary/pkg/vfs"
 	"github.com/k8ns/granary/pkg/wal"
@@ -674,4 +675,57 @@ func TestMappedBesideUnreadNode(t *testing.T) {
 	if unread < 7 {
 		t.Errorf("only %d reads failed", unread)
 	}
+}
+
+// lostNode is a source of map nodes, one of which cannot be read any more.
+type lostNode struct {
+	blockmap.NodeSource
+	lost  dedup.Slot
+	reads int
+}
+
+func (l *lostNode) ReadNode(s dedup.Slot) ([]byte, error) {
+	if l.reads++; s == l.lost {
+		return nil, syscall.EIO
+	}
+	return l.NodeSource.ReadNode(s)
+}
+
+// A map node that is lost for good made each fold that meets it read the whole map, for a
+// count that could not come about.
+func TestFoldsBesideALostNode(t *testing.T) {
+	s := openStore(t, vfs.NewMem(), scaleOptions())
+	v := newVolume(t, s, "v", 64<<20)
+	for i := range int64(8000) { // extents of one block, so that there are many nodes
+		writeAt(t, v, noise(uint64(i), 512), i*2*BlockSize)
+		if i%1000 == 999 {
+			foldAll(t, s)
+		}
+	}
+	nodes := &lostNode{NodeSource: s.chunks}
+	s.tree = blockmap.New(nodes, 0)
+	visit := func(slot dedup.Slot, level int, _ []blockmap.Extent) (bool, error) {
+		if level == 0 {
+			nodes.lost = slot
+		}
+		return nodes.reads < 20, nil
+	}
+	ok(t, s.tree.Walk(v.mu.root, visit, blockmap.WalkOptions{}))
+	var first uint64 // block that the lost leaf begins with
+	nodes.reads = 0
+	ok(t, s.tree.Walk(v.mu.root, func(dedup.Slot, int, []blockmap.Extent) (bool, error) { return true, nil }, blockmap.WalkOptions{
+		OnError: func(_ dedup.Slot, from, _ uint64, _ error) error { first = from; return nil },
+	}))
+	all := nodes.reads
+	for i := range int64(5) {
+		writeAt(t, v, noise(uint64(i)+9000, BlockSize), (int64(first)+2*i)*BlockSize)
+		nodes.reads = 0
+		foldAll(t, s)
+		var rec volumeRecord
+		must(get(s.cat, keyVolume+v.ID(), &rec))(t)
+		if nodes.reads >= all || rec.Mapped != 8000 {
+			t.Errorf("a fold of one block reads %d of %d nodes, and has %d blocks mapped", nodes.reads, all, rec.Mapped)
+		}
+	}
+	ok(t, s.Close())
 }

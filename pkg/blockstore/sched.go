@@ -84,8 +84,9 @@ func (c *scheduler) syncSoon(v *Volume) {
 	}
 }
 
-// Run folds, collects and records damage in the background until ctx ends, and returns
-// when all of it has ended. Call it once.
+// Run does the background work until ctx ends, and returns when all of it has ended: it
+// folds, collects, records damage, makes journal segments ahead, notes how far journals
+// reach and seals what a full disk has left unsealed. Call it once.
 func (s *Store) Run(ctx context.Context) {
 	s.sched.running.Store(true)
 	defer s.sched.running.Store(false)
@@ -94,10 +95,10 @@ func (s *Store) Run(ctx context.Context) {
 		wg.Go(func() { s.foldLoop(ctx) })
 	}
 	wg.Go(func() { s.collectLoop(ctx) })
-	wg.Go(func() { s.damageLoop(ctx) })
-	wg.Go(func() { s.prepareLoop(ctx) })
-	wg.Go(func() { s.noteLoop(ctx) })
-	wg.Go(func() { s.sealLoop(ctx) })
+	wg.Go(func() { loop(ctx, s.sched.damage, 0, s.recordFound) })
+	wg.Go(func() { loop(ctx, s.sched.prepare, 0, s.makeSegments) })
+	wg.Go(func() { loop(ctx, s.sched.note, noteDelay, s.noteReached) })
+	wg.Go(func() { loop(ctx, s.sched.seal, 0, s.sealLeft) })
 	wg.Wait()
 }
 
@@ -129,58 +130,60 @@ func (s *Store) foldLoop(ctx context.Context) {
 // spareSegments wait for writers while a volume is open.
 const spareSegments = 4
 
-// prepareLoop makes journal segments ahead of the writers.
-func (s *Store) prepareLoop(ctx context.Context) {
-	for {
-		select {
-		case <-s.sched.prepare:
-		case <-ctx.Done():
-			return
-		}
-		if err := s.pool.Prepare(spareSegments); err != nil && !errors.Is(err, ErrNoSpace) {
-			s.log.Warn("journal segments cannot be made ahead", "err", err)
-		}
-	}
-}
-
 // noteDelay is how long a flush may be unknown to the catalog (reach.go).
 const noteDelay = time.Second
 
-// noteLoop notes how far journals reach, some time after a flush: one commit for all of
-// them.
-func (s *Store) noteLoop(ctx context.Context) {
+// loop does step a delay after each kick, until ctx ends.
+func loop(ctx context.Context, kicked <-chan struct{}, delay time.Duration, step func()) {
 	for {
 		select {
-		case <-s.sched.note:
+		case <-kicked:
 		case <-ctx.Done():
 			return
 		}
-		timer := time.NewTimer(noteDelay)
+		timer := time.NewTimer(delay)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
 			return
 		}
-		if err := s.noteStep(); err != nil && !errors.Is(err, ErrNoSpace) {
-			s.log.Warn("how far journals reach cannot be noted", "err", err)
-		}
+		step()
 	}
 }
 
-// sealLoop seals the chunk files that were left unsealed on a full disk when there is space
-// again.
-func (s *Store) sealLoop(ctx context.Context) {
-	for {
-		select {
-		case <-s.sched.seal:
-		case <-ctx.Done():
-			return
-		}
-		if err := s.chunks.SealLeft(); err != nil && !errors.Is(err, ErrNoSpace) {
-			s.log.Warn("a chunk file cannot be sealed", "err", err)
-		}
+// warn logs an error that is not a full disk: that is told once for all.
+func (s *Store) warn(what string, err error) {
+	if err != nil && !errors.Is(err, ErrNoSpace) {
+		s.log.Warn(what, "err", err)
 	}
+}
+
+// recordFound records the damage that was found.
+func (s *Store) recordFound() {
+	if err := s.damageStep(); err != nil {
+		s.log.Error("damage cannot be recorded", "err", err)
+	}
+}
+
+// makeSegments makes journal segments ahead of the writers.
+func (s *Store) makeSegments() {
+	s.warn("journal segments cannot be made ahead", s.pool.Prepare(spareSegments))
+}
+
+// noteReached notes how far journals reach: one commit for all flushes of a noteDelay.
+func (s *Store) noteReached() {
+	err := s.noteStep()
+	if errors.Is(err, ErrNoSpace) {
+		s.sched.kickNote() // no other flush may come
+	}
+	s.warn("how far journals reach cannot be noted", err)
+}
+
+// sealLeft seals the chunk files that were left unsealed on a full disk: there is space
+// again.
+func (s *Store) sealLeft() {
+	s.warn("a chunk file cannot be sealed", s.chunks.SealLeft())
 }
 
 // idleWait is how long a worker sleeps when nothing will be due by itself.

@@ -160,7 +160,7 @@ func (v *Volume) unhold(l *layer, cut string, recorded bool) {
 }
 
 // CreateSnapshot takes a snapshot of a volume as it is now: every write acknowledged
-// before the call is in it, none begun after the return. It costs one journal sync and
+// before the call is in it, none begun after the return. It costs what a Flush costs and
 // one commit; Ready follows with a fold in the background. ErrExists if the name is
 // taken.
 func (s *Store) CreateSnapshot(ctx context.Context, volumeID, name string, labels map[string]string) (SnapshotInfo, error) {

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"math"
 	"path"
-	"sort"
 	"sync"
 	"sync/atomic"
 
@@ -54,6 +53,7 @@ type Store struct {
 	gate      gate
 	sched     scheduler
 	scratches atomic.Int64 // scratch files made
+	fullMu    sync.Mutex   // one change of mu.full at a time, with all that is told of it
 
 	mu struct {
 		sync.Mutex
@@ -148,7 +148,8 @@ func (s *Store) open() error {
 	return nil
 }
 
-// openChunks opens the chunk files; how says whether read-only or for a repair.
+// openChunks opens the chunk files; how says whether read-only or for a repair, the rest of
+// it is filled in.
 func (s *Store) openChunks(how dedup.Options) (err error) {
 	if e := s.cat.Epoch(); e > math.MaxUint32 { // numbers of chunk files would repeat
 		return fmt.Errorf("open store: epoch %d: a chunk file's number has room for %d: %w", e, uint32(math.MaxUint32), ErrCorrupt)
@@ -159,12 +160,10 @@ func (s *Store) openChunks(how dedup.Options) (err error) {
 	} else if s.blobs, err = blob.NewDir(s.fsys, dir, s.o.OpenFiles); err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}
-	s.chunks, err = dedup.Open(s.blobs, dedup.Options{
-		Store: s.id, Epoch: uint32(s.cat.Epoch()), Commit: s.cat.Durable,
-		FileBytes: s.o.ChunkFileBytes, CacheBytes: s.o.CacheBytes, ListCache: s.o.ListCache,
-		Workers: s.o.Workers, NoSpace: s.noSpace, OnDamage: s.onDamage, ReadOnly: how.ReadOnly, Repair: how.Repair,
-	})
-	if err != nil {
+	how.Store, how.Epoch, how.Commit = s.id, uint32(s.cat.Epoch()), s.cat.Durable
+	how.FileBytes, how.CacheBytes, how.ListCache = s.o.ChunkFileBytes, s.o.CacheBytes, s.o.ListCache
+	how.Workers, how.NoSpace, how.OnDamage = s.o.Workers, s.noSpace, s.onDamage
+	if s.chunks, err = dedup.Open(s.blobs, how); err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}
 	for _, p := range s.chunks.Problems() {
@@ -230,12 +229,8 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.mu.closed = true
-	vols := make([]*Volume, 0, len(s.mu.volumes))
-	for _, v := range s.mu.volumes {
-		vols = append(vols, v)
-	}
 	s.mu.Unlock()
-	sort.Slice(vols, func(i, j int) bool { return vols[i].id < vols[j].id })
+	vols := s.loadedVolumes() // no other is opened any more
 	var errs []error
 	for _, v := range vols {
 		err := v.shut()
@@ -365,7 +360,11 @@ func (s *Store) onReserve(do func() error) error {
 	}
 }
 
+// setFull notes whether the disk is full, and tells who has to know, in the order of the
+// changes. Called without Store.mu and Volume.mu.
 func (s *Store) setFull(full bool, err error) {
+	s.fullMu.Lock()
+	defer s.fullMu.Unlock()
 	s.mu.Lock()
 	changed := s.mu.full != full
 	s.mu.full = full

@@ -15,8 +15,8 @@ import (
 // Volume is an attached volume, or one whose journal is not folded yet.
 //
 // Lock order, outermost first: Volume.foldMu (of several volumes by ID), Volume.syncMu,
-// Store.mu, the catalog's lock, Volume.mu. No commit is made and no disk is touched under
-// Store.mu or Volume.mu, so readers and writers only wait for memory.
+// Store.fullMu, Store.mu, the catalog's lock, Volume.mu. No commit is made and no disk is
+// touched under Store.fullMu, Store.mu or Volume.mu, so readers and writers only wait for memory.
 type Volume struct {
 	// Fixed after construction.
 	store  *Store
@@ -50,7 +50,7 @@ type Volume struct {
 		marked     uint64        // synced mark of the last record written
 		noted      uint64        // the record's Durable, as far as that is durable itself
 		found      uint64        // the last sequence that recovery read back
-		passed     uint64        // the highest sequence that a fold's commit may have passed
+		passed     uint64        // the highest sequence that a fold's commit may have passed, durably or not yet
 		noteRetry  time.Time     // no note before: there was no space for it
 		unsynced   []*append1    // appended and not synced: their payloads stay in memory
 		memory     int64         // bytes of payloads in memory
@@ -454,7 +454,9 @@ func (v *Volume) syncUpTo(seq uint64) error {
 }
 
 // syncJournal makes every record appended so far durable: one fdatasync for each
-// segment with an append since the last, oldest first.
+// segment with an append since the last, oldest first. Where the catalog does not know yet
+// that the journal reaches so far, a commit follows that says so (noteDue). After an error
+// the volume has failed closed; what was read back by a start counts as appended.
 func (v *Volume) syncJournal() error {
 	v.mu.RLock()
 	target := v.mu.appended

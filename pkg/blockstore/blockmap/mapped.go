@@ -47,11 +47,11 @@ func (c *Counter) count(s span, below int) (int64, error) {
 		if first >= end {
 			continue
 		}
-		below, err := c.count(span{n.Child(i).Node, first, end}, n.Level())
+		blocks, err := c.count(span{n.Child(i).Node, first, end}, n.Level())
 		if err != nil {
 			return 0, err
 		}
-		sum += below
+		sum += blocks
 	}
 	c.known[s] = sum
 	return sum, nil

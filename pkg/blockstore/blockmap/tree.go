@@ -141,6 +141,12 @@ func (t *Tree) load(s dedup.Slot, below int, keep bool) (*Node, error) {
 	return n, nil
 }
 
+// Readable tells whether the node at s can be read now.
+func (t *Tree) Readable(s dedup.Slot) bool {
+	_, err := t.read(s, true)
+	return err == nil
+}
+
 func (t *Tree) read(s dedup.Slot, keep bool) (*Node, error) {
 	if t.cache != nil {
 		if n, ok := t.cache.Get(s); ok {

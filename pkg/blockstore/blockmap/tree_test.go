@@ -335,6 +335,51 @@ func TestRootUnreadable(t *testing.T) {
 	}
 }
 
+// TestUpdateTellsWhatItCouldNotRead: Unread is set where a change meets a node that cannot
+// be read, and Kept names it unless nothing of it is left.
+func TestUpdateTellsWhatItCouldNotRead(t *testing.T) {
+	store := newMemStore()
+	tree := New(store, 0)
+	root, _, _ := mustUpdate(t, tree, store, 1024, Root{}, scattered(2000, 2))
+	slots := checkTree(t, tree, root).slots
+	leaf := slots[len(slots)/2]
+	var first, end uint64
+	store.bad[leaf] = true
+	err := tree.Walk(root, func(dedup.Slot, int, []Extent) (bool, error) { return true, nil }, WalkOptions{
+		OnError: func(_ dedup.Slot, from, to uint64, _ error) error { first, end = from, to; return nil },
+	})
+	if err != nil || first == 0 || end-first < 10 {
+		t.Fatalf("leaf of [%d, %d): %v", first, end, err)
+	}
+	block := func(first, count uint64) Extent { return Extent{First: first, Count: count, Chunk: chunkA} }
+	for _, c := range []struct {
+		name    string
+		changes []Extent
+		unread  bool
+		kept    []dedup.Slot
+	}{
+		{"elsewhere", []Extent{block(0, 1)}, false, nil},
+		{"right behind it", []Extent{block(end, 1)}, false, nil},
+		{"inside, twice", []Extent{block(first+1, 1), block(first+4, 1)}, true, []dedup.Slot{leaf}},
+		{"its begin", []Extent{block(first-1, 3)}, true, []dedup.Slot{leaf}},
+		{"its end", []Extent{block(end-2, 3)}, true, []dedup.Slot{leaf}},
+		{"all of it", []Extent{{First: first, Count: end - first}}, true, nil},
+		{"all of it, in two", []Extent{{First: first, Count: 5}, block(first+5, 1), {First: first + 6, Count: end - first - 6}}, true, nil},
+	} {
+		next, res, _ := mustUpdate(t, tree, store, 1024, root, c.changes)
+		if res.Unread != c.unread || !slices.Equal(res.Kept, c.kept) {
+			t.Errorf("%s: unread %v, kept %v", c.name, res.Unread, res.Kept)
+		}
+		n, err := tree.NewCounter().Mapped(next)
+		if whole := err == nil; whole != (c.unread && c.kept == nil) {
+			t.Errorf("%s: counted %d, %v", c.name, n, err)
+		}
+	}
+	if tree.Readable(leaf) || !tree.Readable(root) {
+		t.Error("which node can be read")
+	}
+}
+
 // TestWalk marks two trees that share nodes: everything is met, nothing read twice (I6).
 func TestWalk(t *testing.T) {
 	store := newMemStore()

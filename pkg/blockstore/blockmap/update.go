@@ -3,6 +3,8 @@ package blockmap
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/k8ns/granary/pkg/dedup"
 )
@@ -23,9 +25,10 @@ type Result struct {
 	Slot   uint16
 	// MappedDelta is by how many blocks the number of blocks that are not holes went
 	// up. Blocks whose old state could not be read are left out; Unread says that there
-	// may be some.
+	// may be some, and Kept are the nodes to blame that the new tree still points to.
 	MappedDelta int64
 	Unread      bool
+	Kept        []dedup.Slot
 	// Nodes is how many nodes went to the sink.
 	Nodes int64
 }
@@ -53,6 +56,7 @@ func (t *Tree) Update(root dedup.Slot, changes []Extent, sink NodeSink) (Result,
 	if err != nil {
 		return Result{}, err
 	}
+	u.unread = maps.Clone(u.bad)
 	if len(u.changes) == 0 {
 		return Result{Root: root}, nil
 	}
@@ -66,7 +70,7 @@ func (t *Tree) Update(root dedup.Slot, changes []Extent, sink NodeSink) (Result,
 		return Result{}, err
 	}
 	r, err := u.finishAll()
-	r.MappedDelta, r.Unread, r.Nodes = delta, len(u.bad) > 0, u.made
+	r.MappedDelta, r.Unread, r.Kept, r.Nodes = delta, len(u.unread) > 0, u.kept, u.made
 	return r, err
 }
 
@@ -93,6 +97,8 @@ type update struct {
 	t       *Tree
 	sink    NodeSink
 	bad     map[dedup.Slot]error // nodes that could not be read, asked for once
+	unread  map[dedup.Slot]error // those of them that changes meet
+	kept    []dedup.Slot         // those of unread that the new tree points to
 	build   *builder
 	made    int64 // nodes given to sink
 	sizer   sizer
@@ -310,6 +316,9 @@ func (u *update) keep(s dedup.Slot, first, end uint64, level int) error {
 		if err := u.finish(l); err != nil {
 			return err
 		}
+	}
+	if u.unread[s] != nil && !slices.Contains(u.kept, s) {
+		u.kept = append(u.kept, s)
 	}
 	u.tail.node, u.tail.level, u.tail.end, u.tail.exact = s, level, end, false
 	return u.push(level, item{first: first, chunk: s.Chunk, slot: s.Slot})

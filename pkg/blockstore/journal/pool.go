@@ -95,6 +95,7 @@ func OpenPool(fsys vfs.FS, dir string, o PoolOptions) (p *Pool, owned []Recovere
 		if strings.HasSuffix(name, ".tmp") {
 			if !o.ReadOnly {
 				if err := fsys.Remove(full); err != nil {
+					p.Close()
 					return nil, nil, nil, fmt.Errorf("remove unfinished segment: %w", err)
 				}
 			}

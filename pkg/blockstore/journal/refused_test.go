@@ -130,6 +130,53 @@ func TestOpenPool_Refuses(t *testing.T) {
 	}
 }
 
+// TestOpenPool_ClosesWhatItOpened: whichever operation fails, a pool that is not opened
+// leaves no file open.
+func TestOpenPool_ClosesWhatItOpened(t *testing.T) {
+	fsys := vfs.NewFaulty(vfs.NewMem())
+	for _, name := range []string{segment0, "/j/0000000000000001.seg"} {
+		segmentFile(t, fsys, name, nil)
+	}
+	for n := 0; ; n++ {
+		if err := vfs.WriteFileAtomic(fsys, "/j/left", nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := fsys.Rename("/j/left", "/j/x.tmp"); err != nil {
+			t.Fatal(err)
+		}
+		at, opened := 0, 0
+		var failed vfs.Op
+		fsys.SetHook(func(op vfs.Op) error {
+			if at++; at == n+1 {
+				failed = op
+				return errBroken
+			}
+			switch op.Kind {
+			case vfs.OpOpen:
+				opened++
+			case vfs.OpClose:
+				opened--
+			}
+			return nil
+		})
+		p, _, _, err := open(fsys, PoolOptions{})
+		if err == nil {
+			fsys.SetHook(nil)
+			if err := p.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if at <= n {
+				return
+			}
+			continue // a read that is tried again, or a header that is looked for elsewhere
+		}
+		if opened != 0 {
+			t.Errorf("%d files stay open after %v of %s failed: %v", opened, failed.Kind, failed.Name, err)
+		}
+		fsys.SetHook(nil)
+	}
+}
+
 // TestPool_EveryFault: whatever fails while a segment is made, the pool says so, counts
 // no segment that it has not, and makes the next one.
 func TestPool_EveryFault(t *testing.T) {
