@@ -76,7 +76,6 @@ func (s *Store) Rebuild(name string, needed func(Slot) bool) (*Rebuilt, error) {
 // Retire takes the damaged file out of the index and moves it into the directory dir,
 // durably; it returns its name there.
 func (r *Rebuilt) Retire(dir string) (string, error) {
-	b := r.ff.blob
 	if f := r.old; f != nil {
 		r.s.mu.Lock()
 		f.gone = true
@@ -85,9 +84,8 @@ func (r *Rebuilt) Retire(dir string) (string, error) {
 		}
 		r.s.dropFile(f)
 		r.s.mu.Unlock()
-		b = f.blob
 	}
-	return b.MoveTo(dir)
+	return r.ff.blob.MoveTo(dir)
 }
 
 // rebuild is one Rebuild under way.
@@ -104,19 +102,17 @@ type rebuild struct {
 
 // newRebuild looks at a file; nil if it must be left alone.
 func (s *Store) newRebuild(name string, needed func(Slot) bool) (*rebuild, error) {
-	ff, err := s.findFile(name)
+	ff, f, err := s.findFile(name)
 	if err != nil || ff == nil {
 		return nil, err
 	}
 	if needed == nil {
 		needed = func(Slot) bool { return true }
 	}
-	r := &rebuild{s: s, ff: ff, needed: needed}
-	s.mu.RLock()
-	if f := s.files[ff.num]; f != nil && f.blob.Name() == name {
-		r.file = f
+	r := &rebuild{s: s, ff: ff, file: f, needed: needed}
+	if f == nil {
+		defer ff.blob.Close()
 	}
-	s.mu.RUnlock()
 	err = r.examine()
 	switch {
 	case errors.Is(err, ErrVersion), errors.Is(err, errUnread):
@@ -128,21 +124,31 @@ func (s *Store) newRebuild(name string, needed func(Slot) bool) (*rebuild, error
 	return r, nil
 }
 
-// findFile is the file with a name in the directory; nil if it is no chunk file.
-func (s *Store) findFile(name string) (*foundFile, error) {
+// findFile is the file with a name in the directory, and the index's file if it is there;
+// nil if it is no chunk file. One that the index has is read through the index's
+// descriptor, which is closed when it is removed.
+func (s *Store) findFile(name string) (*foundFile, *file, error) {
 	num, hash, ok := parseName(name)
 	if !ok {
-		return nil, nil
+		return nil, nil, nil
 	}
 	infos, err := s.dir.List()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	i := slices.IndexFunc(infos, func(in blob.Info) bool { return in.Name == name })
 	if i < 0 {
-		return nil, fmt.Errorf("chunk file %s: %w", name, vfs.ErrNotExist)
+		return nil, nil, fmt.Errorf("chunk file %s: %w", name, vfs.ErrNotExist)
 	}
-	return &foundFile{Info: infos[i], num: num, sealed: hash != "", blob: s.dir.File(name)}, nil
+	ff := &foundFile{Info: infos[i], num: num, sealed: hash != ""}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if f := s.files[num]; f != nil && f.blob.Name() == name {
+		ff.blob = f.blob
+		return ff, f, nil
+	}
+	ff.blob = s.dir.File(name)
+	return ff, nil, nil
 }
 
 // errUnread says that the disk answered an error: what is there may be whole.
