@@ -429,7 +429,7 @@ func (c *checker) files(ctx context.Context) error {
 
 // file reports what was found in a chunk file, and whether a repair would better it.
 func (c *checker) file(name string, found []dedup.Problem) error {
-	repairable, err := c.s.chunks.Repairable(name, nil)
+	repairable, err := c.s.chunks.Repairable(name)
 	if err != nil && !errors.Is(err, vfs.ErrNotExist) {
 		return fmt.Errorf("check %s: %w", name, err)
 	}

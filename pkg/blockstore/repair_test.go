@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/k8ns/granary/pkg/catalog"
+	"github.com/k8ns/granary/pkg/dedup"
 	"github.com/k8ns/granary/pkg/vfs"
 )
 
@@ -494,6 +495,92 @@ func TestCollectedDamageIsForgotten(t *testing.T) {
 	ok(t, s.Close())
 }
 
+// The record of a slot in a file that the disk does not let us read now stays: the slot
+// would be taken for a good one as soon as the file can be read again.
+func TestDamageOfAnUnreadFileIsKept(t *testing.T) {
+	x := newSick(t)
+	s := openStore(t, x.fsys, sickOptions())
+	v := attach(t, s, x.ids["b"])
+	hurt(t, s, x.fsys, v, 50)
+	readDamaged(t, v, x.images[v.ID()], "volume")
+	ok(t, s.damageStep())
+	ok(t, v.Close())
+	ok(t, s.Close())
+	recorded := s.chunks.Damaged()
+	if len(recorded) == 0 {
+		t.Fatal("no damage")
+	}
+	faulty := vfs.NewFaulty(x.fsys)
+	faulty.SetHook(func(op vfs.Op) error {
+		if op.Kind == vfs.OpRead && path.Base(op.Name) == recorded[0].File {
+			return errors.New("medium error")
+		}
+		return nil
+	})
+	s = openStore(t, faulty, sickOptions())
+	if len(problems(t, s)) == 0 {
+		t.Fatal("the file can be read")
+	}
+	ok(t, s.Close())
+	s = openStore(t, x.fsys, sickOptions())
+	if now := s.chunks.Damaged(); !slices.Equal(now, recorded) {
+		t.Errorf("known damage %v, was %v", now, recorded)
+	}
+	ok(t, s.Close())
+}
+
+// Records of healed damage go all at one check, but not in one commit.
+func TestDamageIsTidiedInBatches(t *testing.T) {
+	s := openStore(t, vfs.NewMem(), sickOptions())
+	var ops []catalog.Op
+	for i := range 2*damageBatch + 10 {
+		chunk := dedup.ChunkID{1, byte(i >> 8), byte(i)}
+		ops = append(ops, put(damageKey(dedup.Slot{Chunk: chunk}), damageRecord{File: "f"}, catalog.ExpectAbsent))
+	}
+	must(s.commit(ops...))(t)
+	ok(t, s.loadDamage())
+	before := s.cat.Durable()
+	wantClean(t, s)
+	if n := len(s.scan(keyDamage)); n > 0 || s.cat.Durable() != before+3 {
+		t.Errorf("%d records are left after %d commits, want 3", n, s.cat.Durable()-before)
+	}
+	ok(t, s.Close())
+}
+
+// A repair that cannot seal a file of an earlier process for want of space leaves it to
+// the next start, as a stop does.
+func TestRepairOnAFullDisk(t *testing.T) {
+	fsys := vfs.NewMem()
+	s := openStore(t, fsys, sickOptions())
+	v := newVolume(t, s, "v", MinVolumeSize)
+	image := make([]byte, v.Size())
+	copy(image, noise(1, 5*BlockSize))
+	writeAt(t, v, image, 0)
+	foldAll(t, s)
+	must(s.commit(put(keyVolumeName+"ghost", nameRecord{ID: s.newID('v')}, catalog.ExpectAbsent)))(t)
+	id := v.ID()
+	s.abandon()
+	fsys.Kill()
+	faulty := vfs.NewFaulty(fsys)
+	full := false
+	faulty.SetHook(func(op vfs.Op) error {
+		if op.Kind == vfs.OpWrite && path.Ext(op.Name) == ".open" && op.Off > 0 { // a footer
+			full = true
+			return vfs.ErrNoSpace
+		}
+		return nil
+	})
+	r := repair(t, faulty, sickOptions())
+	if len(r.mends) != 1 || r.result.Remains != 0 || !full {
+		t.Errorf("%+v", r)
+	}
+	s = openStore(t, fsys, sickOptions())
+	v = attach(t, s, id)
+	wantImage(t, readAll(t, v), image, "volume")
+	ok(t, v.Close())
+	ok(t, s.Close())
+}
+
 // Records of the catalog that follow from others are made anew; those that do not are
 // left and told.
 func TestRepairCatalog(t *testing.T) {
@@ -515,57 +602,58 @@ func TestRepairCatalog(t *testing.T) {
 	for _, c := range []struct {
 		what    string
 		hurt    func(t *testing.T, x *sick)
-		remains int
+		remains int // of what is found
+		twice   int // findings that another's mend puts right
 	}{
 		{"a reservation of no volume", edit(func(t *testing.T, x *sick, s *Store) {
 			commit(t, s, put(keyVolumeName+"ghost", nameRecord{ID: s.newID('v')}, catalog.ExpectAbsent))
-		}), 0},
+		}), 0, 0},
 		{"a reservation of no snapshot", edit(func(t *testing.T, x *sick, s *Store) {
 			commit(t, s, put(keySnapshotName+"ghost", nameRecord{ID: s.newID('s')}, catalog.ExpectAbsent))
-		}), 0},
+		}), 0, 0},
 		{"a reservation for a volume with another name", edit(func(t *testing.T, x *sick, s *Store) {
 			commit(t, s, put(keyVolumeName+"other", nameRecord{ID: x.ids["a"]}, catalog.ExpectAbsent))
-		}), 0},
+		}), 0, 0},
 		{"a missing reservation", edit(func(t *testing.T, x *sick, s *Store) {
 			commit(t, s, del(keyVolumeName+"a", catalog.ExpectAny), del(keySnapshotName+"sn", catalog.ExpectAny))
-		}), 0},
+		}), 0, 0},
 		{"a reservation for what is gone", edit(func(t *testing.T, x *sick, s *Store) {
 			commit(t, s, put(keyVolumeName+"a", nameRecord{ID: s.newID('v')}, catalog.ExpectAny))
-		}), 0},
+		}), 0, 1},
 		{"a name that another volume has", edit(func(t *testing.T, x *sick, s *Store) {
 			var rec volumeRecord
 			e := must(get(s.cat, keyVolume+x.ids["b"], &rec))(t)
 			rec.Name = "a"
 			commit(t, s, put(e.Key, rec, e.Revision), del(keyVolumeName+"b", catalog.ExpectAny))
-		}), 1},
+		}), 1, 0},
 		{"a cut with too few names", edit(func(t *testing.T, x *sick, s *Store) {
 			key, cut, e := cutOf(t, x, s)
 			cut.Names = 0
 			commit(t, s, put(key, cut, e.Revision))
-		}), 0},
+		}), 0, 0},
 		{"a cut with too many names, and blocks", edit(func(t *testing.T, x *sick, s *Store) {
 			key, cut, e := cutOf(t, x, s)
 			cut.Names, cut.Mapped = 7, 3
 			commit(t, s, put(key, cut, e.Revision))
-		}), 0},
+		}), 0, 0},
 		{"a cut that nobody names", edit(func(t *testing.T, x *sick, s *Store) {
 			_, cut, _ := cutOf(t, x, s)
 			commit(t, s, put(keyCut+s.newID('c'), cut, catalog.ExpectAbsent))
-		}), 0},
+		}), 0, 0},
 		{"a cut that is gone", edit(func(t *testing.T, x *sick, s *Store) {
 			key, _, e := cutOf(t, x, s)
 			commit(t, s, del(key, e.Revision))
 			delete(x.snaps, x.ids["sn"])
-		}), 2},
+		}), 2, 0},
 		{"a wrong count of blocks", edit(func(t *testing.T, x *sick, s *Store) {
 			var rec volumeRecord
 			e := must(get(s.cat, keyVolume+x.ids["b"], &rec))(t)
 			rec.Mapped += 5
 			commit(t, s, put(e.Key, rec, e.Revision))
-		}), 0},
+		}), 0, 0},
 		{"a publication of no volume", edit(func(t *testing.T, x *sick, s *Store) {
 			commit(t, s, put(keyPublish+s.newID('v'), Publication{Node: "n", Created: time.Unix(1, 0)}, catalog.ExpectAbsent))
-		}), 0},
+		}), 0, 0},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			x := newSick(t)
@@ -579,7 +667,7 @@ func TestRepairCatalog(t *testing.T) {
 				}
 			}
 			r := repair(t, x.fsys, sickOptions())
-			if len(r.remains) != c.remains || r.result.Found != len(found) || repairable != len(found)-c.remains || len(r.mends) != repairable {
+			if len(r.remains) != c.remains || r.result.Found != len(found) || repairable != len(found)-c.remains || len(r.mends) != repairable-c.twice {
 				t.Errorf("found %v, mended %v, remains %v", found, r.mends, r.remains)
 			}
 			if bad := x.unreadable(t, x.fsys); len(bad) > 0 {

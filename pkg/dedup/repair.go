@@ -13,7 +13,6 @@ import (
 // Rebuilt is a damaged chunk file and what was saved of it. Both are in the index until
 // Retire.
 type Rebuilt struct {
-	Name    string   // of the damaged file
 	New     string   // of the file that was written; "" if there was nothing to save
 	Reasons []string // why it had to be
 	Slots   int      // slots written anew
@@ -44,10 +43,10 @@ func (s *Store) Suspects() ([]string, error) {
 	return out, nil
 }
 
-// Repairable tells whether Rebuild would make something of a chunk file better. It
-// changes nothing. needed is as in Rebuild.
-func (s *Store) Repairable(name string, needed func(Slot) bool) (bool, error) {
-	r, err := s.newRebuild(name, needed)
+// Repairable tells whether Rebuild would make something of a chunk file better, if every
+// slot of it may be needed. It changes nothing.
+func (s *Store) Repairable(name string) (bool, error) {
+	r, err := s.newRebuild(name, nil)
 	if err != nil || r == nil {
 		return false, err
 	}
@@ -78,11 +77,7 @@ func (s *Store) Rebuild(name string, needed func(Slot) bool) (*Rebuilt, error) {
 func (r *Rebuilt) Retire(dir string) (string, error) {
 	if f := r.old; f != nil {
 		r.s.mu.Lock()
-		f.gone = true
-		for _, c := range f.copies {
-			r.s.remove(c)
-		}
-		r.s.dropFile(f)
+		r.s.unindex(f)
 		r.s.mu.Unlock()
 	}
 	return r.ff.blob.MoveTo(dir)
@@ -120,7 +115,7 @@ func (s *Store) newRebuild(name string, needed func(Slot) bool) (*rebuild, error
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	r.out = &Rebuilt{Name: name, Reasons: r.reasons, s: s, old: r.file, ff: ff}
+	r.out = &Rebuilt{Reasons: r.reasons, s: s, old: r.file, ff: ff}
 	return r, nil
 }
 
@@ -156,7 +151,7 @@ var errUnread = errors.New("the disk does not let us read it")
 
 // unread marks an error of a read.
 func unread(err error) error {
-	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, vfs.ErrDead) || errors.Is(err, vfs.ErrNotExist) {
+	if err == nil || errors.Is(err, vfs.ErrDead) || errors.Is(err, vfs.ErrNotExist) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", errUnread, err)
@@ -172,11 +167,11 @@ func (r *rebuild) examine() error {
 	if err != nil || foreign {
 		return err
 	}
-	footer, hash, err := r.footer()
+	hash, err := r.footer()
 	if err != nil {
 		return err
 	}
-	if r.cands, err = r.s.candidates(r.ff, footer); err != nil {
+	if r.cands, err = r.s.candidates(r.ff, hash != nil); err != nil {
 		return unread(err)
 	}
 	clean := true
@@ -188,7 +183,7 @@ func (r *rebuild) examine() error {
 		clean = clean && v.clean()
 		r.judge(v)
 	}
-	if clean && footer && hash != nil {
+	if clean && hash != nil {
 		return r.content(*hash)
 	}
 	return nil
@@ -227,35 +222,38 @@ func (s *Store) numberTaken(num FileNum) bool {
 	return s.files[num] != nil
 }
 
-// footer reads the footer of a sealed file and returns whether it is good, and the
-// content hash in the trailer.
-func (r *rebuild) footer() (good bool, hash *[32]byte, err error) {
+// footer reads the footer of a sealed file and returns the content hash in its trailer;
+// nil if there is no good footer.
+func (r *rebuild) footer() (*[32]byte, error) {
 	ff := r.ff
 	if !ff.sealed {
-		return false, nil, nil
+		return nil, nil
 	}
-	err = r.s.readFooter(ff)
+	err := r.s.readFooter(ff)
 	switch {
 	case errors.Is(err, ErrVersion):
-		return false, nil, err
-	case err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrFormat):
-		return false, nil, unread(err)
-	case err != nil:
+		return nil, err
+	case errors.Is(err, io.EOF):
+		r.reason("it is shorter than its size: %v", err)
+		return nil, nil
+	case errors.Is(err, ErrCorrupt), errors.Is(err, ErrFormat):
 		r.reason("%v", err)
-		return false, nil, nil
+		return nil, nil
+	case err != nil:
+		return nil, unread(err)
 	}
 	b := make([]byte, trailerSize)
 	if _, err := ff.blob.ReadAt(b, ff.Size-trailerSize); err != nil {
-		return false, nil, unread(err)
+		return nil, unread(err)
 	}
 	t, err := parseTrailer(b)
 	if err != nil {
-		return false, nil, err
+		return nil, err
 	}
 	if ff.num.sealedName(t.hash) != ff.Name {
 		r.reason("its name is not that of its content")
 	}
-	return true, &t.hash, nil
+	return &t.hash, nil
 }
 
 // content verifies the content hash of a file with nothing else wrong: what differs is
@@ -335,10 +333,17 @@ func (r *rebuild) marked(at Slot) {
 		return // only looking
 	}
 	r.s.mu.RLock()
-	defer r.s.mu.RUnlock()
-	if d, ok := r.s.damage[at]; ok {
-		r.out.Lost = append(r.out.Lost, d)
+	d, ok := r.s.damage[at]
+	r.s.mu.RUnlock()
+	if !ok {
+		return
 	}
+	if d.Fingerprint.IsZero() { // nobody has recorded it: a death came before
+		if fp, err := r.s.Fingerprint(at); err == nil {
+			d.Fingerprint = fp
+		}
+	}
+	r.out.Lost = append(r.out.Lost, d)
 }
 
 // elsewhere tells whether another sound file holds a slot well, or its fingerprint.
@@ -386,7 +391,7 @@ func (r *rebuild) known(id ChunkID) *tree {
 func (r *rebuild) write() error {
 	err := r.copyAll()
 	if err == nil && r.new != nil {
-		err = r.seal()
+		err = r.s.sealPrivate(r.new)
 	}
 	if err != nil {
 		if r.new != nil && !r.new.sealed {
@@ -407,16 +412,6 @@ func (r *rebuild) write() error {
 			d.File = r.out.New
 			s.noteDamage(*d)
 		}
-	}
-	return nil
-}
-
-func (r *rebuild) seal() error {
-	if err := r.s.seal(r.new); err != nil {
-		return err
-	}
-	if !r.new.sealed {
-		return fmt.Errorf("%s: %w", r.new.blob.Name(), errAbandoned)
 	}
 	return nil
 }
@@ -514,19 +509,11 @@ func (r *rebuild) markLost(v *salvaged, d decision) error {
 }
 
 // append appends a copy to the new file, which it makes first.
-func (r *rebuild) append(e *encodedChunk) (*chunkCopy, error) {
-	s := r.s
+func (r *rebuild) append(e *encodedChunk) (_ *chunkCopy, err error) {
 	if r.new == nil {
-		s.appending.Lock()
-		f, err := s.create()
-		s.appending.Unlock()
-		if err != nil {
+		if r.new, err = r.s.createPrivate(); err != nil {
 			return nil, err
 		}
-		s.mu.Lock()
-		f.private = true
-		s.mu.Unlock()
-		r.new = f
 	}
-	return s.appendTo(r.new, e, false)
+	return r.s.appendTo(r.new, e, false)
 }
