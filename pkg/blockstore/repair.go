@@ -117,7 +117,7 @@ func (r *repairer) check(ctx context.Context, report func(Problem)) error {
 	s := stoppedStore(r.fsys, r.dir, unlocked{}, r.o.Store)
 	defer s.closeFiles()
 	if err := s.openReadOnly(); err != nil {
-		return fmt.Errorf("%w; a store that does not open is not repaired, for its catalog and header follow from nothing else: put the newest ones back", err)
+		return r.advise(err)
 	}
 	c := &checker{s: s, stopped: true, o: CheckOptions{ReadData: true, Progress: r.o.Progress}}
 	c.report = func(p Problem) {
@@ -125,6 +125,19 @@ func (r *repairer) check(ctx context.Context, report func(Problem)) error {
 		report(p)
 	}
 	return c.run(ctx)
+}
+
+// advise adds to the error of a store that does not open what can be done, if what says
+// which volumes there are is damaged, old or gone. A disk that does not answer, or files of
+// a later version, need nothing put back.
+func (r *repairer) advise(err error) error {
+	for _, is := range []error{ErrCorrupt, ErrFormat, ErrOlder, vfs.ErrNotExist} {
+		if errors.Is(err, is) {
+			return fmt.Errorf("%w; a repair cannot make %s and %s anew, for they follow from nothing else: put the newest ones back, both of the same store",
+				err, path.Join(r.dir, dirCatalog), path.Join(r.dir, headerName))
+		}
+	}
+	return err
 }
 
 // suspect notes the chunk file that a problem is of.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -747,8 +748,18 @@ func TestRepairRefuses(t *testing.T) {
 	fsys = x.fsys.Clone()
 	flip(fsys, log, 100)
 	before = fsys.Digest()
-	if _, err := tryRepair(fsys, sickOptions()); !errors.Is(err, ErrCorrupt) || fsys.Digest() != before {
+	if _, err := tryRepair(fsys, sickOptions()); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "put the newest ones back") || fsys.Digest() != before {
 		t.Errorf("a damaged catalog: %v", err)
+	}
+	faulty, broken := vfs.NewFaulty(x.fsys), errors.New("medium error")
+	faulty.SetHook(func(op vfs.Op) error {
+		if op.Kind == vfs.OpRead && op.Name == log {
+			return broken
+		}
+		return nil
+	})
+	if _, err := tryRepair(faulty, sickOptions()); !errors.Is(err, broken) || strings.Contains(err.Error(), "put the newest ones back") {
+		t.Errorf("a catalog that cannot be read now: %v", err)
 	}
 }
 
