@@ -46,7 +46,7 @@ sim: ## simulate SEEDS seeds from FIRST_SEED on: the engine on a disk that crash
 	@cd bin && ./sim.test -test.timeout 0 -test.run '^TestSimulation$$' -sim.seeds $(SEEDS) -sim.first $(FIRST_SEED) $(SIMFLAGS) | grep -vx 'PASS\|FAIL'
 
 .PHONY: rot
-rot: ## flip every byte, cut to every length and zero every sector of a small store (hours)
+rot: ## flip every byte, cut to every length and zero every sector of a small store (an hour or more)
 	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -count=1 -v -timeout 0 -run '^TestRot$$' ./pkg/blockstore -rot.all
 
 .PHONY: exhaustive

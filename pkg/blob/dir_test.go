@@ -185,11 +185,18 @@ func TestNothingStaysOpen(t *testing.T) {
 		t.Error(err)
 	}
 	want("read again", 1)
+	files[0].Close()
+	want("closed by itself", 0)
+	if err := read(files[0]); err != nil {
+		t.Error(err)
+	}
+	want("read once more", 1)
 	release, err = files[0].Hold()
 	if err != nil {
 		t.Fatal(err)
 	}
 	d.Close()
+	files[0].Close()
 	if err := read(files[0]); err != nil {
 		t.Error(err)
 	}

@@ -106,6 +106,15 @@ func (f *File) Finish() {
 	f.dir.shrink()
 }
 
+// Close closes the descriptor of a file that nobody writes, unless it is in use; the next
+// reader opens it again.
+func (f *File) Close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.unpark()
+	f.closeUnused()
+}
+
 // Remove removes the file. Who reads it at the moment goes on; later reads are
 // vfs.ErrNotExist. The removal is not synced: a crash may bring the file back.
 func (f *File) Remove() error {

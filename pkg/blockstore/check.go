@@ -173,6 +173,9 @@ type checker struct {
 	stopped bool // the store is: damage records that are not true any more are findings
 	damaged map[dedup.ChunkID]map[uint16]dedup.Damage
 	mends   []mend // that put findings of the catalog right
+	// unread: the record of a volume or a snapshot cannot be, so nobody knows what it
+	// names. What seems to have no name, or too many, may be all that it has.
+	unread bool
 }
 
 // bad reports a finding of the catalog and, if there is one, what puts it right.
@@ -183,6 +186,14 @@ func (c *checker) bad(key string, m *mend, format string, args ...any) {
 		c.mends = append(c.mends, *m)
 	}
 	c.report(Problem{Kind: "catalog", Detail: key + ": " + detail, Repairable: m != nil})
+}
+
+// ifAllRead is m, for what follows from the records of all volumes and snapshots.
+func (c *checker) ifAllRead(m *mend) *mend {
+	if c.unread {
+		return nil
+	}
+	return m
 }
 
 func (c *checker) run(ctx context.Context) error {
@@ -228,6 +239,7 @@ func (c *checker) volumes(view catalog.View, names map[string]int) (images []ima
 		var rec volumeRecord
 		if err := decode(e, &rec); err != nil {
 			c.bad(e.Key, nil, "%v", err)
+			c.unread = true
 			continue
 		}
 		if !rec.Deleted {
@@ -256,6 +268,7 @@ func (c *checker) snapshots(view catalog.View, names map[string]int) (images []i
 		var rec snapshotRecord
 		if err := decode(e, &rec); err != nil {
 			c.bad(e.Key, nil, "%v", err)
+			c.unread = true
 			continue
 		}
 		c.name(view, e.Key, keySnapshotName+rec.Name, id)
@@ -281,9 +294,9 @@ func (c *checker) cuts(view catalog.View, names map[string]int) {
 		}
 		switch n := names[id]; {
 		case n == 0:
-			c.bad(e.Key, remove(e.Key), "nobody names it")
+			c.bad(e.Key, c.ifAllRead(remove(e.Key)), "nobody names it")
 		case n != cut.Names:
-			c.bad(e.Key, recount(e.Key, n), "says that %d records name it, but %d do", cut.Names, n)
+			c.bad(e.Key, c.ifAllRead(recount(e.Key, n)), "says that %d records name it, but %d do", cut.Names, n)
 		}
 		if _, ok := view.Get(keyVolume + cut.Volume); cut.Pending && !ok {
 			c.bad(e.Key, nil, "waits for volume %s, which is gone", cut.Volume)
@@ -372,7 +385,7 @@ func (c *checker) reservations(view catalog.View, prefix, records string) {
 		switch {
 		case owner != "":
 		case err != nil:
-			c.bad(e.Key, removeName(e.Key), "%v", err)
+			c.bad(e.Key, c.ifAllRead(removeName(e.Key)), "%v", err)
 		default:
 			c.bad(e.Key, removeName(e.Key), "is reserved for a %s that is gone or has another name", strings.TrimSuffix(records, "/"))
 		}
@@ -416,7 +429,7 @@ func (c *checker) files(ctx context.Context) error {
 
 // file reports what was found in a chunk file, and whether a repair would better it.
 func (c *checker) file(name string, found []dedup.Problem) error {
-	repairable, err := c.s.chunks.Repairable(name, nil)
+	repairable, err := c.s.chunks.Repairable(name)
 	if err != nil && !errors.Is(err, vfs.ErrNotExist) {
 		return fmt.Errorf("check %s: %w", name, err)
 	}

@@ -3,6 +3,7 @@ package blockstore
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -114,25 +115,26 @@ func (s *Store) tidyDamage() error {
 	if len(recorded) == 0 {
 		return nil
 	}
-	s.chunks.ForgetLost()
+	if err := s.chunks.ForgetLost(); err != nil {
+		return err
+	}
 	bad := make(map[dedup.Slot]bool)
 	for _, d := range s.chunks.Damaged() {
 		bad[d.Slot] = true
 	}
 	var gone []catalog.Op
 	for _, e := range recorded {
-		if slot, ok := parseDamageKey(e.Key); ok && !bad[slot] && len(gone) < damageBatch {
+		if slot, ok := parseDamageKey(e.Key); ok && !bad[slot] {
 			gone = append(gone, del(e.Key, e.Revision))
 		}
 	}
-	if len(gone) == 0 {
-		return nil
+	for batch := range slices.Chunk(gone, damageBatch) {
+		_, err := s.commit(batch...)
+		if err != nil && !errors.Is(err, catalog.ErrConflict) { // healed by a fold meanwhile: another time
+			return err
+		}
 	}
-	_, err := s.commit(gone...)
-	if errors.Is(err, catalog.ErrConflict) {
-		return nil // healed by a fold meanwhile: another time
-	}
-	return err
+	return nil
 }
 
 // forgetDamage drops findings that were healed before they were recorded.

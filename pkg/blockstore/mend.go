@@ -113,12 +113,15 @@ func changeCut(key string, change func(*cutRecord)) *mend {
 	}}
 }
 
-// apply commits mends, as many at once as do not touch the same record.
-func (s *Store) apply(mends []mend) error {
+// apply commits mends, as many at once as do not touch the same record, and returns those
+// that had something to change.
+func (s *Store) apply(mends []mend) (did []mend, err error) {
 	for len(mends) > 0 {
 		n := 0
+		var batch []mend
 		_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
 			var ops []catalog.Op
+			batch = nil
 			touched := make(map[string]bool)
 			for n = 0; n < min(len(mends), damageBatch) && !touched[mends[n].key]; n++ {
 				touched[mends[n].key] = true
@@ -128,14 +131,16 @@ func (s *Store) apply(mends []mend) error {
 				}
 				if op != nil {
 					ops = append(ops, *op)
+					batch = append(batch, mends[n])
 				}
 			}
 			return ops, nil
 		})
 		if err != nil {
-			return err
+			return did, err
 		}
+		did = append(did, batch...)
 		mends = mends[n:]
 	}
-	return nil
+	return did, nil
 }

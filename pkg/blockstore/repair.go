@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -116,7 +117,7 @@ func (r *repairer) check(ctx context.Context, report func(Problem)) error {
 	s := stoppedStore(r.fsys, r.dir, unlocked{}, r.o.Store)
 	defer s.closeFiles()
 	if err := s.openReadOnly(); err != nil {
-		return fmt.Errorf("%w; a store that does not open is not repaired, for its catalog and header follow from nothing else: put the newest ones back", err)
+		return r.advise(err)
 	}
 	c := &checker{s: s, stopped: true, o: CheckOptions{ReadData: true, Progress: r.o.Progress}}
 	c.report = func(p Problem) {
@@ -124,6 +125,19 @@ func (r *repairer) check(ctx context.Context, report func(Problem)) error {
 		report(p)
 	}
 	return c.run(ctx)
+}
+
+// advise adds to the error of a store that does not open what can be done, if what says
+// which volumes there are is damaged, old or gone. A disk that does not answer, or files of
+// a later version, need nothing put back.
+func (r *repairer) advise(err error) error {
+	for _, is := range []error{ErrCorrupt, ErrFormat, ErrOlder, vfs.ErrNotExist} {
+		if errors.Is(err, is) {
+			return fmt.Errorf("%w; a repair cannot make %s and %s anew, for they follow from nothing else: put the newest ones back, both of the same store",
+				err, path.Join(r.dir, dirCatalog), path.Join(r.dir, headerName))
+		}
+	}
+	return err
 }
 
 // suspect notes the chunk file that a problem is of.
@@ -159,7 +173,7 @@ func (r *repairer) mend(ctx context.Context) (err error) {
 	if err := r.records(ctx); err != nil {
 		return err
 	}
-	return r.s.chunks.Close()
+	return r.s.closeChunks()
 }
 
 // openForRepair raises the epoch durably before any file is made (I7). Nothing is taken
@@ -205,22 +219,13 @@ func (r *repairer) verify() error {
 		}
 		check[rec.File] = true
 	}
-	for _, name := range sortedNames(check) {
+	for _, name := range slices.Sorted(maps.Keys(check)) {
 		err := r.s.chunks.VerifyFile(name, true, func(dedup.Problem) {})
 		if err != nil && !errors.Is(err, vfs.ErrNotExist) {
 			return err
 		}
 	}
 	return r.s.damageStep()
-}
-
-func sortedNames(set map[string]bool) []string {
-	names := make([]string, 0, len(set))
-	for name := range set {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
 }
 
 // files rebuilds the suspects: once with all that the maps can name, as far as they can
@@ -236,7 +241,7 @@ func (r *repairer) files(ctx context.Context) error {
 			needed = live.Has
 		}
 		did := false
-		for _, name := range sortedNames(r.suspects) {
+		for _, name := range slices.Sorted(maps.Keys(r.suspects)) {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
@@ -340,14 +345,8 @@ func (s *Store) recordLost(lost []dedup.Damage) error {
 // damage deletes the records of slots that read whole again, from this copy or another.
 func (r *repairer) damage() error {
 	before := len(r.s.scan(keyDamage))
-	for {
-		n := len(r.s.scan(keyDamage))
-		if err := r.s.tidyDamage(); err != nil {
-			return err
-		}
-		if len(r.s.scan(keyDamage)) == n {
-			break
-		}
+	if err := r.s.tidyDamage(); err != nil {
+		return err
 	}
 	if n := before - len(r.s.scan(keyDamage)); n > 0 {
 		r.mended(Mend{Kind: "damage", Detail: fmt.Sprintf("records of %d blocks deleted that read whole, or that nobody has any more", n)})
@@ -363,11 +362,9 @@ func (r *repairer) records(ctx context.Context) error {
 	if err := c.mapped(ctx, view); err != nil {
 		return err
 	}
-	if err := r.s.apply(c.mends); err != nil {
-		return err
-	}
-	for _, m := range c.mends {
+	did, err := r.s.apply(c.mends)
+	for _, m := range did {
 		r.mended(Mend{Kind: "catalog", Detail: m.key + ": " + m.detail})
 	}
-	return nil
+	return err
 }

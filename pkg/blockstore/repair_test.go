@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/k8ns/granary/pkg/catalog"
+	"github.com/k8ns/granary/pkg/dedup"
 	"github.com/k8ns/granary/pkg/vfs"
 )
 
@@ -494,6 +496,92 @@ func TestCollectedDamageIsForgotten(t *testing.T) {
 	ok(t, s.Close())
 }
 
+// The record of a slot in a file that the disk does not let us read now stays: the slot
+// would be taken for a good one as soon as the file can be read again.
+func TestDamageOfAnUnreadFileIsKept(t *testing.T) {
+	x := newSick(t)
+	s := openStore(t, x.fsys, sickOptions())
+	v := attach(t, s, x.ids["b"])
+	hurt(t, s, x.fsys, v, 50)
+	readDamaged(t, v, x.images[v.ID()], "volume")
+	ok(t, s.damageStep())
+	ok(t, v.Close())
+	ok(t, s.Close())
+	recorded := s.chunks.Damaged()
+	if len(recorded) == 0 {
+		t.Fatal("no damage")
+	}
+	faulty := vfs.NewFaulty(x.fsys)
+	faulty.SetHook(func(op vfs.Op) error {
+		if op.Kind == vfs.OpRead && path.Base(op.Name) == recorded[0].File {
+			return errors.New("medium error")
+		}
+		return nil
+	})
+	s = openStore(t, faulty, sickOptions())
+	if len(problems(t, s)) == 0 {
+		t.Fatal("the file can be read")
+	}
+	ok(t, s.Close())
+	s = openStore(t, x.fsys, sickOptions())
+	if now := s.chunks.Damaged(); !slices.Equal(now, recorded) {
+		t.Errorf("known damage %v, was %v", now, recorded)
+	}
+	ok(t, s.Close())
+}
+
+// Records of healed damage go all at one check, but not in one commit.
+func TestDamageIsTidiedInBatches(t *testing.T) {
+	s := openStore(t, vfs.NewMem(), sickOptions())
+	var ops []catalog.Op
+	for i := range 2*damageBatch + 10 {
+		chunk := dedup.ChunkID{1, byte(i >> 8), byte(i)}
+		ops = append(ops, put(damageKey(dedup.Slot{Chunk: chunk}), damageRecord{File: "f"}, catalog.ExpectAbsent))
+	}
+	must(s.commit(ops...))(t)
+	ok(t, s.loadDamage())
+	before := s.cat.Durable()
+	wantClean(t, s)
+	if n := len(s.scan(keyDamage)); n > 0 || s.cat.Durable() != before+3 {
+		t.Errorf("%d records are left after %d commits, want 3", n, s.cat.Durable()-before)
+	}
+	ok(t, s.Close())
+}
+
+// A repair that cannot seal a file of an earlier process for want of space leaves it to
+// the next start, as a stop does.
+func TestRepairOnAFullDisk(t *testing.T) {
+	fsys := vfs.NewMem()
+	s := openStore(t, fsys, sickOptions())
+	v := newVolume(t, s, "v", MinVolumeSize)
+	image := make([]byte, v.Size())
+	copy(image, noise(1, 5*BlockSize))
+	writeAt(t, v, image, 0)
+	foldAll(t, s)
+	must(s.commit(put(keyVolumeName+"ghost", nameRecord{ID: s.newID('v')}, catalog.ExpectAbsent)))(t)
+	id := v.ID()
+	s.abandon()
+	fsys.Kill()
+	faulty := vfs.NewFaulty(fsys)
+	full := false
+	faulty.SetHook(func(op vfs.Op) error {
+		if op.Kind == vfs.OpWrite && path.Ext(op.Name) == ".open" && op.Off > 0 { // a footer
+			full = true
+			return vfs.ErrNoSpace
+		}
+		return nil
+	})
+	r := repair(t, faulty, sickOptions())
+	if len(r.mends) != 1 || r.result.Remains != 0 || !full {
+		t.Errorf("%+v", r)
+	}
+	s = openStore(t, fsys, sickOptions())
+	v = attach(t, s, id)
+	wantImage(t, readAll(t, v), image, "volume")
+	ok(t, v.Close())
+	ok(t, s.Close())
+}
+
 // Records of the catalog that follow from others are made anew; those that do not are
 // left and told.
 func TestRepairCatalog(t *testing.T) {
@@ -515,57 +603,58 @@ func TestRepairCatalog(t *testing.T) {
 	for _, c := range []struct {
 		what    string
 		hurt    func(t *testing.T, x *sick)
-		remains int
+		remains int // of what is found
+		twice   int // findings that another's mend puts right
 	}{
 		{"a reservation of no volume", edit(func(t *testing.T, x *sick, s *Store) {
 			commit(t, s, put(keyVolumeName+"ghost", nameRecord{ID: s.newID('v')}, catalog.ExpectAbsent))
-		}), 0},
+		}), 0, 0},
 		{"a reservation of no snapshot", edit(func(t *testing.T, x *sick, s *Store) {
 			commit(t, s, put(keySnapshotName+"ghost", nameRecord{ID: s.newID('s')}, catalog.ExpectAbsent))
-		}), 0},
+		}), 0, 0},
 		{"a reservation for a volume with another name", edit(func(t *testing.T, x *sick, s *Store) {
 			commit(t, s, put(keyVolumeName+"other", nameRecord{ID: x.ids["a"]}, catalog.ExpectAbsent))
-		}), 0},
+		}), 0, 0},
 		{"a missing reservation", edit(func(t *testing.T, x *sick, s *Store) {
 			commit(t, s, del(keyVolumeName+"a", catalog.ExpectAny), del(keySnapshotName+"sn", catalog.ExpectAny))
-		}), 0},
+		}), 0, 0},
 		{"a reservation for what is gone", edit(func(t *testing.T, x *sick, s *Store) {
 			commit(t, s, put(keyVolumeName+"a", nameRecord{ID: s.newID('v')}, catalog.ExpectAny))
-		}), 0},
+		}), 0, 1},
 		{"a name that another volume has", edit(func(t *testing.T, x *sick, s *Store) {
 			var rec volumeRecord
 			e := must(get(s.cat, keyVolume+x.ids["b"], &rec))(t)
 			rec.Name = "a"
 			commit(t, s, put(e.Key, rec, e.Revision), del(keyVolumeName+"b", catalog.ExpectAny))
-		}), 1},
+		}), 1, 0},
 		{"a cut with too few names", edit(func(t *testing.T, x *sick, s *Store) {
 			key, cut, e := cutOf(t, x, s)
 			cut.Names = 0
 			commit(t, s, put(key, cut, e.Revision))
-		}), 0},
+		}), 0, 0},
 		{"a cut with too many names, and blocks", edit(func(t *testing.T, x *sick, s *Store) {
 			key, cut, e := cutOf(t, x, s)
 			cut.Names, cut.Mapped = 7, 3
 			commit(t, s, put(key, cut, e.Revision))
-		}), 0},
+		}), 0, 0},
 		{"a cut that nobody names", edit(func(t *testing.T, x *sick, s *Store) {
 			_, cut, _ := cutOf(t, x, s)
 			commit(t, s, put(keyCut+s.newID('c'), cut, catalog.ExpectAbsent))
-		}), 0},
+		}), 0, 0},
 		{"a cut that is gone", edit(func(t *testing.T, x *sick, s *Store) {
 			key, _, e := cutOf(t, x, s)
 			commit(t, s, del(key, e.Revision))
 			delete(x.snaps, x.ids["sn"])
-		}), 2},
+		}), 2, 0},
 		{"a wrong count of blocks", edit(func(t *testing.T, x *sick, s *Store) {
 			var rec volumeRecord
 			e := must(get(s.cat, keyVolume+x.ids["b"], &rec))(t)
 			rec.Mapped += 5
 			commit(t, s, put(e.Key, rec, e.Revision))
-		}), 0},
+		}), 0, 0},
 		{"a publication of no volume", edit(func(t *testing.T, x *sick, s *Store) {
 			commit(t, s, put(keyPublish+s.newID('v'), Publication{Node: "n", Created: time.Unix(1, 0)}, catalog.ExpectAbsent))
-		}), 0},
+		}), 0, 0},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			x := newSick(t)
@@ -579,7 +668,7 @@ func TestRepairCatalog(t *testing.T) {
 				}
 			}
 			r := repair(t, x.fsys, sickOptions())
-			if len(r.remains) != c.remains || r.result.Found != len(found) || repairable != len(found)-c.remains || len(r.mends) != repairable {
+			if len(r.remains) != c.remains || r.result.Found != len(found) || repairable != len(found)-c.remains || len(r.mends) != repairable-c.twice {
 				t.Errorf("found %v, mended %v, remains %v", found, r.mends, r.remains)
 			}
 			if bad := x.unreadable(t, x.fsys); len(bad) > 0 {
@@ -589,6 +678,47 @@ func TestRepairCatalog(t *testing.T) {
 				t.Errorf("repaired again: %v", again.mends)
 			}
 		})
+	}
+}
+
+// What a record names that cannot be read is not known: no cut goes, and none is counted
+// anew, for what seems to name it. Once the record is put back the snapshot is whole.
+func TestRepairKeepsWhatAnUnreadRecordNames(t *testing.T) {
+	for _, clones := range []int{0, 1} { // whose records name the cut too
+		x := newSick(t)
+		s := openStore(t, x.fsys, sickOptions())
+		b := attach(t, s, x.ids["b"])
+		copy(x.images[b.ID()], noise(76, BlockSize))
+		writeAt(t, b, x.images[b.ID()][:BlockSize], 0) // so that the cut waits for its root
+		sn := must(s.CreateSnapshot(context.Background(), b.ID(), "of b", nil))(t)
+		for range clones {
+			must(s.CreateVolume(VolumeSpec{Name: "clone", FromSnapshot: sn.ID}))(t)
+		}
+		x.snaps[sn.ID] = bytes.Clone(x.images[b.ID()])
+		p := noise(77, 100*BlockSize)
+		writeAt(t, b, p, 0) // so that only the snapshot has what it froze
+		copy(x.images[b.ID()], p)
+		foldAll(t, s)
+		ok(t, b.Close())
+		record, _ := s.cat.View().Get(keySnapshot + sn.ID)
+		value := bytes.Replace(record.Value, []byte(`"sector":`), []byte(`"sector":1`), 1)
+		must(s.commit(catalog.Op{Key: record.Key, Value: value, Expect: record.Revision}))(t)
+		must(s.commit(put(keySnapshotName+"ghost", nameRecord{ID: s.newID('s')}, catalog.ExpectAbsent)))(t)
+		ok(t, s.Close())
+		if r := repair(t, x.fsys, sickOptions()); len(r.mends) != 1 || r.result.Remains < 2-clones {
+			t.Errorf("%d clones: %+v", clones, r)
+		}
+		s = openStore(t, x.fsys, sickOptions())
+		must(s.commit(catalog.Op{Key: record.Key, Value: record.Value, Expect: catalog.ExpectAny}))(t)
+		if clones > 0 {
+			ok(t, s.DeleteVolume(must(s.Volume("clone"))(t).ID))
+		}
+		must(s.Collect(context.Background()))(t)
+		wantClean(t, s)
+		if bad := x.verify(t, s); len(bad) > 0 {
+			t.Errorf("%d clones: %v cannot be read", clones, bad)
+		}
+		ok(t, s.Close())
 	}
 }
 
@@ -618,8 +748,18 @@ func TestRepairRefuses(t *testing.T) {
 	fsys = x.fsys.Clone()
 	flip(fsys, log, 100)
 	before = fsys.Digest()
-	if _, err := tryRepair(fsys, sickOptions()); !errors.Is(err, ErrCorrupt) || fsys.Digest() != before {
+	if _, err := tryRepair(fsys, sickOptions()); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "put the newest ones back") || fsys.Digest() != before {
 		t.Errorf("a damaged catalog: %v", err)
+	}
+	faulty, broken := vfs.NewFaulty(x.fsys), errors.New("medium error")
+	faulty.SetHook(func(op vfs.Op) error {
+		if op.Kind == vfs.OpRead && op.Name == log {
+			return broken
+		}
+		return nil
+	})
+	if _, err := tryRepair(faulty, sickOptions()); !errors.Is(err, broken) || strings.Contains(err.Error(), "put the newest ones back") {
+		t.Errorf("a catalog that cannot be read now: %v", err)
 	}
 }
 

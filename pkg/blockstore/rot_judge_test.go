@@ -1,12 +1,12 @@
 package blockstore
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/k8ns/granary/pkg/vfs"
@@ -22,14 +22,15 @@ const (
 	rotRead                    // a read is an error that says where
 	rotChecked                 // all reads are right, but check tells
 	rotHarmless                // all reads are right, and check has nothing to say
+	rotUnread                  // as harmless: nothing reads the byte
 	rotFates
 )
 
-var rotFateNames = [rotFates]string{"refused at open", "volume fails closed", "error by read", "told by check", "harmless"}
+var rotFateNames = [rotFates]string{"refused at open", "volume fails closed", "error by read", "told by check", "harmless", "never read"}
 
 // judge opens a rotten store and reads everything. An error is a violation: a wrong
 // byte, an error that does not say what is wrong, or a loss that check does not tell.
-func (x *rotStore) judge(fsys *vfs.Mem) (fate rotFate, err error) {
+func (x *rotStore) judge(fsys vfs.FS) (fate rotFate, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v", p)
@@ -78,7 +79,7 @@ func (x *rotStore) ids() (ids []string) {
 }
 
 // checkStopped returns what check finds that was not wrong before.
-func (x *rotStore) checkStopped(fsys *vfs.Mem) (told []Problem, err error) {
+func (x *rotStore) checkStopped(fsys vfs.FS) (told []Problem, err error) {
 	err = CheckStopped(context.Background(), fsys, testDir, CheckOptions{ReadData: true}, func(p Problem) {
 		if !x.known(p) {
 			told = append(told, p)
@@ -177,24 +178,15 @@ func (r *rotReader) closed(id string, err error) error {
 // then check must have named the image.
 func (r *rotReader) compare(id string, v *Volume) error {
 	im := r.x.images[id]
-	got := make([]byte, v.Size())
+	got := rotBuffers.Get().(*[MinVolumeSize]byte)[:v.Size()]
+	defer rotBuffers.Put((*[MinVolumeSize]byte)(got))
 	var bad []int64
 	if _, err := v.ReadAt(got, 0); err != nil {
-		if bad, err = badBlocks(v, got); err != nil {
+		if bad, err = badBlocks(v, got, 0, nil); err != nil {
 			return fmt.Errorf("%s: %w", id, err)
 		}
 	}
-	state := -1
-	for i, want := range im.states {
-		want = bytes.Clone(want)
-		for _, b := range bad {
-			clear(want[b*BlockSize:][:BlockSize])
-		}
-		if bytes.Equal(got, want) {
-			state = i
-		}
-	}
-	if state < im.least {
+	if state := im.shown(got, bad); state < im.least {
 		return fmt.Errorf("%s shows state %d, at least %d was due", id, state, im.least)
 	}
 	fresh := false
@@ -211,24 +203,40 @@ func (r *rotReader) compare(id string, v *Volume) error {
 	return nil
 }
 
-// badBlocks reads block by block; those that are errors stay zero in p and are listed.
-func badBlocks(v *Volume, p []byte) (bad []int64, err error) {
-	for off := int64(0); off < int64(len(p)); off += BlockSize {
-		_, err := v.ReadAt(p[off:off+BlockSize], off)
-		if err == nil {
-			continue
-		}
-		var re *ReadError
-		if !errors.As(err, &re) || re.Offset < off || re.Offset >= off+BlockSize {
-			return nil, fmt.Errorf("block %d: an error that does not say where: %w", off/BlockSize, err)
-		}
-		if !errors.Is(err, ErrMissing) {
-			if err := namesFile(err); err != nil {
+// rotBuffers hold what was read of an image: a buffer a case would cost more than reading.
+var rotBuffers = sync.Pool{New: func() any { return new([MinVolumeSize]byte) }}
+
+// badBlocks reads the halves of what could not be read as a whole, down to single blocks;
+// those that are errors are added to bad.
+func badBlocks(v *Volume, p []byte, off int64, bad []int64) ([]int64, error) {
+	if len(p) > BlockSize {
+		half := int64(len(p)) / BlockSize / 2 * BlockSize
+		for _, part := range []struct {
+			p   []byte
+			off int64
+		}{{p[:half], off}, {p[half:], off + half}} {
+			_, err := v.ReadAt(part.p, part.off)
+			if err != nil {
+				bad, err = badBlocks(v, part.p, part.off, bad)
+			}
+			if err != nil {
 				return nil, err
 			}
 		}
-		clear(p[off : off+BlockSize])
-		bad = append(bad, off/BlockSize)
+		return bad, nil
 	}
-	return bad, nil
+	_, err := v.ReadAt(p, off)
+	if err == nil {
+		return bad, nil
+	}
+	var re *ReadError
+	if !errors.As(err, &re) || re.Offset < off || re.Offset >= off+BlockSize {
+		return nil, fmt.Errorf("block %d: an error that does not say where: %w", off/BlockSize, err)
+	}
+	if !errors.Is(err, ErrMissing) {
+		if err := namesFile(err); err != nil {
+			return nil, err
+		}
+	}
+	return append(bad, off/BlockSize), nil
 }

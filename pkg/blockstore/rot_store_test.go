@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math/bits"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,23 +19,73 @@ type rotStore struct {
 	listing string
 	older   []map[string][]byte // its files at earlier moments, by path
 
-	knownProblems []string // what check finds before anything rots
+	knownProblems []string          // what check finds before anything rots
+	read          map[string][]bool // bytes by file that are read to judge it; see watch
 }
 
 // rotImage is what a volume or snapshot may read as.
 type rotImage struct {
-	states [][]byte // in the order of its writes
-	least  int      // the first of states that may be shown
-	broken []int64  // blocks that read as errors before anything else is broken
+	states [][]byte       // in the order of its writes
+	least  int            // the first of states that may be shown
+	broken []int64        // blocks that read as errors before anything else is broken
+	blocks [][]rotVersion // what states have in each block; see index
 }
 
-// rotVolumeBlocks are written of a volume; the rest of its MiB are holes.
-const rotVolumeBlocks = 20
+// rotVersion is a content of a block, and bit i for each state i that has it.
+type rotVersion struct {
+	content []byte
+	states  uint64
+}
+
+// index lists what each block may hold, so that a case compares each block about once.
+func (im *rotImage) index() {
+	im.blocks = make([][]rotVersion, len(im.states[0])/BlockSize)
+	for b := range im.blocks {
+	states:
+		for i, state := range im.states {
+			content := state[b*BlockSize:][:BlockSize]
+			for k := range im.blocks[b] {
+				if bytes.Equal(im.blocks[b][k].content, content) {
+					im.blocks[b][k].states |= 1 << i
+					continue states
+				}
+			}
+			im.blocks[b] = append(im.blocks[b], rotVersion{content, 1 << i})
+		}
+	}
+}
+
+// shown is the last state that an image is, but for its bad blocks; -1 if it is none.
+func (im *rotImage) shown(image []byte, bad []int64) int {
+	states := uint64(1)<<len(im.states) - 1
+	for b, versions := range im.blocks {
+		if slices.Contains(bad, int64(b)) {
+			continue
+		}
+		has := uint64(0)
+		for _, v := range versions {
+			if bytes.Equal(v.content, image[b*BlockSize:][:BlockSize]) {
+				has = v.states
+			}
+		}
+		states &= has
+	}
+	return bits.Len64(states) - 1
+}
+
+// Blocks that are written of a volume: one group that compresses, and one that does not with
+// a block further behind. The rest of its MiB are holes. Few, so that all bytes of the store
+// can be flipped in half an hour; rotHurt is stored as it is.
+const (
+	rotText  = 8
+	rotNoise = 3
+	rotHurt  = rotText + 1
+)
 
 func rotOptions() Options {
 	o := smallOptions()
-	o.SegmentBytes, o.JournalBytes, o.FoldBytes = 10*BlockSize, 1<<20, 1<<20
-	o.ChunkFileBytes, o.CatalogBytes, o.ReserveBytes = 48<<10, 64<<10, 16<<10
+	o.SegmentBytes, o.JournalBytes, o.FoldBytes = 5*BlockSize, 1<<20, 1<<20
+	o.ChunkFileBytes, o.CatalogBytes, o.ReserveBytes = 16<<10, 64<<10, 16<<10
 	o.CacheBytes, o.NodeCache, o.ListCache, o.Workers = 1, 1, 1, 1
 	return o
 }
@@ -58,7 +110,7 @@ func newRotStore(t *testing.T, clean bool) *rotStore {
 
 	s = openStore(t, x.fsys, rotOptions())
 	a, b = attach(t, s, a.ID()), attach(t, s, b.ID())
-	hurt(t, s, x.fsys, a, 7)
+	hurt(t, s, x.fsys, a, rotHurt)
 	x.images[a.ID()].broken = readDamaged(t, a, x.images[a.ID()].last(), "a")
 	for _, im := range x.images { // everything has a's blocks so far
 		im.broken = x.images[a.ID()].broken
@@ -72,10 +124,10 @@ func newRotStore(t *testing.T, clean bool) *rotStore {
 	x.write(t, a, 30, 9, 1)
 	x.images[a.ID()].least++
 	foldAll(t, s) // into the chunk file that is open already
-	x.write(t, c, 40, 3, 2)
+	x.write(t, c, 40, 3, 1)
 	x.snapshot(t, s, c.ID(), "of-c") // its cut is pending
-	x.write(t, c, 44, 4, 2)
-	x.write(t, b, 48, 5, 2)
+	x.write(t, c, 44, 4, 1)
+	x.write(t, b, 48, 5, 1)
 	for _, v := range []*Volume{b, c} {
 		ok(t, v.Flush())
 		v.markStep()
@@ -118,17 +170,23 @@ func (im *rotImage) last() []byte { return im.states[len(im.states)-1] }
 func (x *rotStore) volume(t *testing.T, s *Store, name string, seed uint64) *Volume {
 	v := newVolume(t, s, name, MinVolumeSize)
 	x.images[v.ID()] = &rotImage{states: [][]byte{make([]byte, v.Size())}}
-	x.write(t, v, 0, seed, rotVolumeBlocks)
+	x.put(t, v, 0, text(seed, rotText))
+	x.write(t, v, rotText, seed, rotNoise)
 	x.write(t, v, 200, seed+1000, 1)
-	x.images[v.ID()].least = 2
+	x.images[v.ID()].least = 3
 	return v
 }
 
 // write writes blocks of noise and notes the state.
 func (x *rotStore) write(t *testing.T, v *Volume, block int64, seed uint64, blocks int) {
 	t.Helper()
-	im, p := x.images[v.ID()], noise(seed, blocks*BlockSize)
-	copy(p[BlockSize/2:BlockSize], bytes.Repeat([]byte("rot "), BlockSize)) // something to compress
+	x.put(t, v, block, noise(seed, blocks*BlockSize))
+}
+
+// put writes blocks and notes the state.
+func (x *rotStore) put(t *testing.T, v *Volume, block int64, p []byte) {
+	t.Helper()
+	im := x.images[v.ID()]
 	writeAt(t, v, p, block*BlockSize)
 	state := bytes.Clone(im.last())
 	copy(state[block*BlockSize:], p)

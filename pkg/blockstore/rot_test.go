@@ -3,25 +3,37 @@ package blockstore
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"path"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/k8ns/granary/pkg/vfs"
 )
 
-var rotAll = flag.Bool("rot.all", false, "TestRot: every byte of every file with three masks and every length, instead of a sample")
+var (
+	rotAll   = flag.Bool("rot.all", false, "TestRot: every byte of every file with three masks and every length, instead of a sample")
+	rotParts = flag.Int("rot.parts", 1, "TestRot: does one in so many cases")
+	rotPart  = flag.Int("rot.part", 0, "TestRot: which of the parts, from 0 on")
+)
 
 // rotTry is one thing done to a store's files.
 type rotTry struct {
 	class string // row of the table
 	what  string
 	do    func(fsys *vfs.Mem)
+	// unread: it changes no byte that the judge ever reads, so that all goes as if nothing
+	// were done. One in rotUnreadStep of these is judged all the same.
+	unread bool
 }
+
+const rotUnreadStep = 50
 
 // rotTable counts fates by class.
 type rotTable struct {
@@ -39,6 +51,15 @@ func (c *rotTable) add(class string, fate rotFate) {
 	c.rows[class][fate]++
 }
 
+func (c *rotTable) cases() (n int) {
+	for _, fates := range c.rows {
+		for _, f := range fates {
+			n += f
+		}
+	}
+	return n
+}
+
 func (c *rotTable) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\n%-34s", "")
@@ -54,14 +75,7 @@ func (c *rotTable) String() string {
 	return b.String()
 }
 
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
-}
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 // Whatever rots in a store's files, nobody is given a wrong byte, and what is lost is told.
 func TestRot(t *testing.T) {
@@ -86,6 +100,9 @@ func TestRot(t *testing.T) {
 // rot does every try to a copy of the store and judges it.
 func (x *rotStore) rot(t *testing.T, tries func(func(rotTry) bool)) {
 	t.Helper()
+	for _, im := range x.images {
+		im.index()
+	}
 	x.knownProblems = nil
 	if told, err := x.checkStopped(x.fsys.Clone()); err != nil {
 		t.Fatal(err)
@@ -94,22 +111,24 @@ func (x *rotStore) rot(t *testing.T, tries func(func(rotTry) bool)) {
 			x.knownProblems = append(x.knownProblems, p.String())
 		}
 	}
-	if fate, err := x.judge(x.fsys.Clone()); err != nil || fate != rotHarmless {
-		t.Fatalf("before anything is done: %v, %v", rotFateNames[fate], err)
-	}
+	x.watch(t)
 	table := &rotTable{rows: map[string]*[rotFates]int{}}
 	var g errgroup.Group
-	g.SetLimit(2)
-	n := 0
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	n, began := 0, time.Now()
 	for try := range tries {
 		if table.full() {
 			break
 		}
-		if n++; raceEnabled && n%16 != 0 { // the rest runs without the race detector
+		if n++; n%*rotParts != *rotPart || raceEnabled && n%16 != 0 { // the rest runs without the race detector
 			continue
 		}
-		fsys := x.fsys.Clone()
+		if try.unread && n / *rotParts % rotUnreadStep != 0 {
+			table.add(try.class, rotUnread)
+			continue
+		}
 		g.Go(func() error {
+			fsys := x.fsys.Clone()
 			try.do(fsys)
 			fate, err := x.judge(fsys)
 			if err != nil {
@@ -121,7 +140,41 @@ func (x *rotStore) rot(t *testing.T, tries func(func(rotTry) bool)) {
 		})
 	}
 	_ = g.Wait()
-	t.Log(table)
+	t.Logf("%d cases in %v%s", table.cases(), time.Since(began).Round(time.Second), table)
+}
+
+// watch judges the store as it is, and notes which bytes of its files are read for that.
+func (x *rotStore) watch(t *testing.T) {
+	t.Helper()
+	x.read = make(map[string][]bool)
+	for name, data := range x.files(t) {
+		x.read[name] = make([]bool, len(data))
+	}
+	for range 3 { // IDs of clones are random, and with them what is written; what is read is not
+		fsys := vfs.NewFaulty(x.fsys.Clone())
+		var mu sync.Mutex
+		was := make(map[string]string) // names before they were changed
+		fsys.SetHook(func(op vfs.Op) error {
+			mu.Lock()
+			defer mu.Unlock()
+			name := op.Name
+			if old, ok := was[name]; ok {
+				name = old
+			}
+			switch read := x.read[name]; op.Kind {
+			case vfs.OpRename:
+				was[op.To] = name
+			case vfs.OpRead:
+				for i := min(op.Off, int64(len(read))); i < min(op.Off+op.Len, int64(len(read))); i++ {
+					read[i] = true
+				}
+			}
+			return nil
+		})
+		if fate, err := x.judge(fsys); err != nil || fate != rotHarmless {
+			t.Fatalf("before anything is done: %v, %v", rotFateNames[fate], err)
+		}
+	}
 }
 
 // violations are printed up to this many.
@@ -160,7 +213,7 @@ func rotKind(name string) string {
 // offsets are the bytes to flip of a file: all, or every stride-th and the first of
 // each field that holds something.
 func rotOffsets(data []byte) (offs []int) {
-	stride := 1499
+	stride := 499
 	for i := range data {
 		edge := data[i] != 0 && i%BlockSize < 160 && i%23 == 0
 		if *rotAll || i%stride == 0 || edge || len(data)-i <= 96 && i%11 == 0 {
@@ -179,10 +232,9 @@ func (x *rotStore) flips(t *testing.T, yield func(rotTry) bool) bool {
 				if !*rotAll && n%3 != k {
 					continue
 				}
-				ok := yield(rotTry{"flip: " + rotKind(name), fmt.Sprintf("%s at %d ^ %#02x", path.Base(name), off, mask), func(fsys *vfs.Mem) {
-					fsys.Corrupt(name, int64(off), func(p []byte) { p[0] ^= mask })
-				}})
-				if !ok {
+				do := func(fsys *vfs.Mem) { fsys.Corrupt(name, int64(off), func(p []byte) { p[0] ^= mask }) }
+				what := fmt.Sprintf("%s at %d ^ %#02x", path.Base(name), off, mask)
+				if !yield(rotTry{"flip: " + rotKind(name), what, do, !x.read[name][off]}) {
 					return false
 				}
 			}
@@ -204,7 +256,7 @@ func (x *rotStore) lengths(t *testing.T, yield func(rotTry) bool) bool {
 			to = append(to, l)
 		}
 		for _, l := range append(to, n-1, n+1, n+BlockSize) {
-			ok := yield(rotTry{"length: " + rotKind(name), fmt.Sprintf("%s of %d cut to %d", path.Base(name), n, l), func(fsys *vfs.Mem) {
+			ok := yield(rotTry{class: "length: " + rotKind(name), what: fmt.Sprintf("%s of %d cut to %d", path.Base(name), n, l), do: func(fsys *vfs.Mem) {
 				f, err := fsys.Open(name)
 				if err != nil {
 					panic(err)
@@ -234,7 +286,7 @@ func (x *rotStore) zeros(t *testing.T, yield func(rotTry) bool) bool {
 			if !slices.ContainsFunc(sector, func(b byte) bool { return b != 0 }) {
 				continue
 			}
-			ok := yield(rotTry{"zeroed sector: " + rotKind(name), fmt.Sprintf("%s at %d", path.Base(name), off), func(fsys *vfs.Mem) {
+			ok := yield(rotTry{class: "zeroed sector: " + rotKind(name), what: fmt.Sprintf("%s at %d", path.Base(name), off), do: func(fsys *vfs.Mem) {
 				fsys.Corrupt(name, int64(off), func(p []byte) { clear(p[:len(sector)]) })
 			}})
 			if !ok {
@@ -251,13 +303,13 @@ func (x *rotStore) moves(t *testing.T, yield func(rotTry) bool) bool {
 	other := newRotStore(t, true).files(t)
 	names := sortedKeys(files)
 	for i, a := range names {
-		tries := []rotTry{{"removed: " + rotKind(a), path.Base(a), func(fsys *vfs.Mem) {
+		tries := []rotTry{{class: "removed: " + rotKind(a), what: path.Base(a), do: func(fsys *vfs.Mem) {
 			if err := fsys.Remove(a); err != nil {
 				panic(err)
 			}
 		}}}
 		put := func(class, what, name string, data []byte) {
-			tries = append(tries, rotTry{class + ": " + rotKind(a), what, func(fsys *vfs.Mem) { replace(fsys, name, data) }})
+			tries = append(tries, rotTry{class: class + ": " + rotKind(a), what: what, do: func(fsys *vfs.Mem) { replace(fsys, name, data) }})
 		}
 		for i, moment := range x.older {
 			if old, ok := moment[a]; ok && string(old) != string(files[a]) {
@@ -275,7 +327,7 @@ func (x *rotStore) moves(t *testing.T, yield func(rotTry) bool) bool {
 			if path.Dir(a) != path.Dir(b) {
 				continue
 			}
-			tries = append(tries, rotTry{"swapped: " + rotKind(a), path.Base(a) + " and " + path.Base(b), func(fsys *vfs.Mem) {
+			tries = append(tries, rotTry{class: "swapped: " + rotKind(a), what: path.Base(a) + " and " + path.Base(b), do: func(fsys *vfs.Mem) {
 				replace(fsys, a, files[b])
 				replace(fsys, b, files[a])
 			}})

@@ -241,12 +241,7 @@ func (s *Store) Close() error {
 	}
 	s.damageStep()
 	errs = append(errs, s.onReserve(func() error { return s.noteJournals(vols) }))
-	err := s.chunks.Close()
-	if errors.Is(err, ErrNoSpace) { // what cannot be sealed stays open, and the next start seals it
-		s.log.Warn("chunk file not sealed", "err", err)
-		err = nil
-	}
-	errs = append(errs, err)
+	errs = append(errs, s.closeChunks())
 	if len(errs) == 0 || errors.Join(errs...) == nil {
 		err := s.onReserve(func() error { return writeStoreHeader(s.fsys, s.dir, s.cleanHeader()) })
 		if errors.Is(err, ErrNoSpace) { // it says more of a clean stop, and nothing needs it
@@ -257,6 +252,17 @@ func (s *Store) Close() error {
 	}
 	errs = append(errs, s.closeFiles())
 	return errors.Join(errs...)
+}
+
+// closeChunks closes the chunk files. One that a full disk does not let us seal stays open,
+// and the next start seals it.
+func (s *Store) closeChunks() error {
+	err := s.chunks.Close()
+	if errors.Is(err, ErrNoSpace) {
+		s.log.Warn("chunk file not sealed", "err", err)
+		return nil
+	}
+	return err
 }
 
 // cleanHeader is the header that a clean stop leaves.

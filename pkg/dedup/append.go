@@ -259,10 +259,7 @@ func (s *Store) seal(f *file) error {
 	size, commit := f.size, f.commit
 	chunks := make([]footerChunk, len(f.copies))
 	for i, c := range f.copies {
-		chunks[i] = footerChunk{off: c.off, have: c.have, head: chunkHead{
-			kind: c.chunk.kind, shift: c.shift, id: c.chunk.id, slots: c.chunk.slots, present: c.present,
-			front: c.front, list: c.list, payload: c.payload,
-		}}
+		chunks[i] = footerChunk{off: c.off, have: c.have, head: c.head()}
 	}
 	s.mu.RUnlock()
 	if skip {

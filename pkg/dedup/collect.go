@@ -432,7 +432,17 @@ func (c *Collection) out(kind Kind) (*file, error) {
 	if f := c.outs[kind]; f != nil {
 		return f, nil
 	}
-	s := c.s
+	f, err := c.s.createPrivate()
+	if err != nil {
+		return nil, err
+	}
+	c.outs[kind] = f
+	return f, nil
+}
+
+// createPrivate makes a new chunk file whose copies enter the index all at once, by
+// publish.
+func (s *Store) createPrivate() (*file, error) {
 	s.appending.Lock()
 	defer s.appending.Unlock()
 	f, err := s.create()
@@ -440,10 +450,23 @@ func (c *Collection) out(kind Kind) (*file, error) {
 		return nil, err
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	f.private = true
-	s.mu.Unlock()
-	c.outs[kind] = f
 	return f, nil
+}
+
+// sealPrivate seals a private file; an error if that cannot be done, or was not because the
+// file failed before.
+func (s *Store) sealPrivate(f *file) error {
+	if err := s.seal(f); err != nil {
+		return err
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if f.failed {
+		return fmt.Errorf("%s: %w", f.blob.Name(), errAbandoned)
+	}
+	return nil
 }
 
 // outSize is how many bytes were copied and not published yet.
@@ -542,14 +565,8 @@ func (c *Collection) finish() error {
 		if f == nil {
 			continue
 		}
-		if err := s.seal(f); err != nil {
+		if err := s.sealPrivate(f); err != nil {
 			return err
-		}
-		s.mu.RLock()
-		failed := f.failed
-		s.mu.RUnlock()
-		if failed {
-			return fmt.Errorf("%s: %w", f.blob.Name(), errAbandoned)
 		}
 	}
 	s.mu.Lock()
@@ -572,10 +589,7 @@ func (s *Store) publish(f *file) {
 	copies := f.copies
 	f.copies, f.private = nil, false
 	for _, d := range copies {
-		h := chunkHead{
-			id: d.chunk.id, kind: d.chunk.kind, slots: d.chunk.slots, present: d.present,
-			shift: d.shift, front: d.front, list: d.list, payload: d.payload,
-		}
+		h := d.head()
 		s.insert(f, &h, d.off, d.have)
 	}
 }
@@ -591,11 +605,7 @@ func (c *Collection) drop(olds []movedOld) error {
 			s.uncondemn(m.file)
 			continue
 		}
-		m.file.gone = true
-		for _, cp := range m.file.copies {
-			s.remove(cp)
-		}
-		s.dropFile(m.file)
+		s.unindex(m.file)
 		files = append(files, m.file)
 	}
 	s.mu.Unlock()

@@ -111,9 +111,16 @@ func (s *Store) markLost(c *chunkCopy) {
 // markGood takes back that slots [lo, hi) of a copy are bad: they were just read and
 // have their fingerprints. The disk may have failed once, or shown other bytes.
 func (s *Store) markGood(c *chunkCopy, lo, hi int) {
+	some := func() bool { return c.bad != nil && c.bad.any(lo, hi) }
+	s.mu.RLock()
+	any := some()
+	s.mu.RUnlock()
+	if !any {
+		return // as nearly always
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if c.bad == nil || !c.bad.any(lo, hi) {
+	if !some() {
 		return
 	}
 	bad := *c.bad
@@ -129,16 +136,34 @@ func (s *Store) markGood(c *chunkCopy, lo, hi int) {
 }
 
 // ForgetLost forgets the damage of slots that no copy holds, good or bad: they were
-// collected, or their file is gone. There is nothing left to be healed.
-func (s *Store) ForgetLost() {
+// collected, or their file is gone. There is nothing left to be healed. Slots of a file
+// that is there, but that this start could not read as a whole, stay: they are bad when it
+// can be read again.
+func (s *Store) ForgetLost() error {
+	infos, err := s.dir.List()
+	if err != nil {
+		return err
+	}
+	there := make(map[FileNum]bool)
+	for _, in := range infos {
+		if num, _, ok := parseName(in.Name); ok {
+			there[num] = true
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for at := range s.damage {
+	for at, d := range s.damage {
+		num, _, _ := parseName(d.File)
+		f := s.files[num]
+		if there[num] && (f == nil || f.strange || f.failed) {
+			continue
+		}
 		ch := s.index[at.Chunk]
 		if ch == nil || !slices.ContainsFunc(ch.copies, func(c *chunkCopy) bool { return c.has(int(at.Slot)) }) {
 			s.forgetDamage(at)
 		}
 	}
+	return nil
 }
 
 // noteDamage enters a damaged slot in the maps. s.mu is held for writing.

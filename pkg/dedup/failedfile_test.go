@@ -213,3 +213,52 @@ func TestPlanPicks(t *testing.T) {
 	}
 	second.Abort()
 }
+
+// A file that cannot be sealed keeps no other from it, and one that waits for space is
+// tried again.
+func TestSealLeftTriesEveryFile(t *testing.T) {
+	broken := errors.New("input/output error")
+	faulty := vfs.NewFaulty(vfs.NewMem())
+	s := open(t, faulty, 1)
+	var fail map[string]error // by name; else a full disk
+	faulty.SetHook(func(op vfs.Op) error {
+		if op.Kind == vfs.OpWrite && op.Off >= 64<<10 { // a footer
+			if err, ok := fail[path.Base(op.Name)]; ok || fail != nil {
+				return err
+			}
+			return vfs.ErrNoSpace
+		}
+		return nil
+	})
+	var at []Slot
+	for i := 0; i < 120; i += 40 { // each fills a file
+		at = append(at, put(t, s, seq(i, i+40)...)...)
+	}
+	var open []string
+	for _, f := range s.Files() {
+		if !f.Sealed && f.Size >= 64<<10 {
+			open = append(open, f.Name)
+		}
+	}
+	if len(open) < 3 {
+		t.Fatalf("%d files wait for space", len(open))
+	}
+	fail = map[string]error{open[0]: broken, open[1]: vfs.ErrNoSpace}
+	if err := s.SealLeft(); !errors.Is(err, broken) || errors.Is(err, ErrNoSpace) { // that would be passed over
+		t.Errorf("%v", err)
+	}
+	fail = map[string]error{}
+	if err := s.SealLeft(); err != nil {
+		t.Error(err)
+	}
+	for _, f := range s.Files() {
+		if want := f.Size >= 64<<10 && f.Name != open[0]; f.Sealed != want {
+			t.Errorf("%s: sealed %v", f.Name, f.Sealed)
+		}
+	}
+	check(t, s, at, seq(0, 120)...)
+	faulty.SetHook(nil)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

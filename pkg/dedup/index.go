@@ -196,8 +196,16 @@ func (c *chunkCopy) bytes() int64 { return c.end() - int64(c.off) }
 
 // allLost tells whether the copy holds no content.
 func (c *chunkCopy) allLost() bool {
-	h := chunkHead{slots: c.chunk.slots, present: c.present, shift: c.shift, payload: c.payload}
+	h := c.head()
 	return h.allLost(c.have)
+}
+
+// head is the copy's head, without checksums and commit number.
+func (c *chunkCopy) head() chunkHead {
+	return chunkHead{
+		id: c.chunk.id, kind: c.chunk.kind, slots: c.chunk.slots, present: c.present,
+		shift: c.shift, front: c.front, list: c.list, payload: c.payload,
+	}
 }
 
 // slots is the set of slots present.
@@ -357,6 +365,15 @@ func (s *Store) dropFile(f *file) {
 		delete(s.files, f.num)
 		s.totals.stored -= f.size
 	}
+}
+
+// unindex takes a file with all its copies out of the index. s.mu is held for writing.
+func (s *Store) unindex(f *file) {
+	f.gone = true
+	for _, c := range f.copies {
+		s.remove(c)
+	}
+	s.dropFile(f)
 }
 
 // resize sets the size of one of the store's files. s.mu is held for writing.

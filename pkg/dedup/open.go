@@ -521,20 +521,17 @@ func retryNoSpace(freed func() bool, do func() error) error {
 func (s *Store) SealOpen() error { return s.sealUnsealed(true) }
 
 // SealLeft seals the chunk files whose sealing failed for want of space, now that there is
-// some. Without such files it does nothing. ErrNoSpace if it has to be called again.
+// some. Without such files it does nothing. ErrNoSpace if it only has to be called again.
 func (s *Store) SealLeft() error {
 	if !s.unsealed.Swap(false) {
 		return nil
 	}
-	err := s.sealUnsealed(false)
-	if errors.Is(err, ErrNoSpace) {
-		s.unsealed.Store(true)
-	}
-	return err
+	return s.sealUnsealed(false)
 }
 
-// sealUnsealed seals every file that is not and could be; the one that is appended to only
-// if it is to be ended.
+// sealUnsealed seals every file that is not and could be, whatever becomes of the others;
+// the one that is appended to only if it is to be ended. ErrNoSpace if that is all that was
+// wrong.
 func (s *Store) sealUnsealed(end bool) error {
 	s.appending.Lock()
 	open := s.open
@@ -551,12 +548,21 @@ func (s *Store) sealUnsealed(end bool) error {
 	s.mu.RUnlock()
 	s.appending.Unlock()
 	slices.SortFunc(files, byNumber)
+	var errs []error
+	var full error
 	for _, f := range files {
-		if err := s.seal(f); err != nil {
-			return err
+		err := s.seal(f)
+		if errors.Is(err, ErrNoSpace) {
+			s.unsealed.Store(true)
+			full = err
+			continue
 		}
+		errs = append(errs, err)
 	}
-	return nil
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return full
 }
 
 // Close seals the open file and closes descriptors. Every Writer must be closed and

@@ -268,8 +268,7 @@ func (s *Store) parseCopyFront(c *chunkCopy, b []byte) (*front, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h.id != c.chunk.id || h.kind != c.chunk.kind || h.slots != c.chunk.slots || h.present != c.present ||
-		h.shift != c.shift || h.front != c.front || h.list != c.list || h.payload != c.payload {
+	if indexed := c.head(); !h.sameAs(&indexed) {
 		return nil, corrupt("chunk head and index disagree")
 	}
 	f, err := parseFront(h, b[headSize:])

@@ -13,7 +13,6 @@ import (
 // Rebuilt is a damaged chunk file and what was saved of it. Both are in the index until
 // Retire.
 type Rebuilt struct {
-	Name    string   // of the damaged file
 	New     string   // of the file that was written; "" if there was nothing to save
 	Reasons []string // why it had to be
 	Slots   int      // slots written anew
@@ -44,10 +43,10 @@ func (s *Store) Suspects() ([]string, error) {
 	return out, nil
 }
 
-// Repairable tells whether Rebuild would make something of a chunk file better. It
-// changes nothing. needed is as in Rebuild.
-func (s *Store) Repairable(name string, needed func(Slot) bool) (bool, error) {
-	r, err := s.newRebuild(name, needed)
+// Repairable tells whether Rebuild would make something of a chunk file better, if every
+// slot of it may be needed. It changes nothing.
+func (s *Store) Repairable(name string) (bool, error) {
+	r, err := s.newRebuild(name, nil)
 	if err != nil || r == nil {
 		return false, err
 	}
@@ -76,18 +75,12 @@ func (s *Store) Rebuild(name string, needed func(Slot) bool) (*Rebuilt, error) {
 // Retire takes the damaged file out of the index and moves it into the directory dir,
 // durably; it returns its name there.
 func (r *Rebuilt) Retire(dir string) (string, error) {
-	b := r.ff.blob
 	if f := r.old; f != nil {
 		r.s.mu.Lock()
-		f.gone = true
-		for _, c := range f.copies {
-			r.s.remove(c)
-		}
-		r.s.dropFile(f)
+		r.s.unindex(f)
 		r.s.mu.Unlock()
-		b = f.blob
 	}
-	return b.MoveTo(dir)
+	return r.ff.blob.MoveTo(dir)
 }
 
 // rebuild is one Rebuild under way.
@@ -104,19 +97,17 @@ type rebuild struct {
 
 // newRebuild looks at a file; nil if it must be left alone.
 func (s *Store) newRebuild(name string, needed func(Slot) bool) (*rebuild, error) {
-	ff, err := s.findFile(name)
+	ff, f, err := s.findFile(name)
 	if err != nil || ff == nil {
 		return nil, err
 	}
 	if needed == nil {
 		needed = func(Slot) bool { return true }
 	}
-	r := &rebuild{s: s, ff: ff, needed: needed}
-	s.mu.RLock()
-	if f := s.files[ff.num]; f != nil && f.blob.Name() == name {
-		r.file = f
+	r := &rebuild{s: s, ff: ff, file: f, needed: needed}
+	if f == nil {
+		defer ff.blob.Close()
 	}
-	s.mu.RUnlock()
 	err = r.examine()
 	switch {
 	case errors.Is(err, ErrVersion), errors.Is(err, errUnread):
@@ -124,25 +115,35 @@ func (s *Store) newRebuild(name string, needed func(Slot) bool) (*rebuild, error
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	r.out = &Rebuilt{Name: name, Reasons: r.reasons, s: s, old: r.file, ff: ff}
+	r.out = &Rebuilt{Reasons: r.reasons, s: s, old: r.file, ff: ff}
 	return r, nil
 }
 
-// findFile is the file with a name in the directory; nil if it is no chunk file.
-func (s *Store) findFile(name string) (*foundFile, error) {
+// findFile is the file with a name in the directory, and the index's file if it is there;
+// nil if it is no chunk file. One that the index has is read through the index's
+// descriptor, which is closed when it is removed.
+func (s *Store) findFile(name string) (*foundFile, *file, error) {
 	num, hash, ok := parseName(name)
 	if !ok {
-		return nil, nil
+		return nil, nil, nil
 	}
 	infos, err := s.dir.List()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	i := slices.IndexFunc(infos, func(in blob.Info) bool { return in.Name == name })
 	if i < 0 {
-		return nil, fmt.Errorf("chunk file %s: %w", name, vfs.ErrNotExist)
+		return nil, nil, fmt.Errorf("chunk file %s: %w", name, vfs.ErrNotExist)
 	}
-	return &foundFile{Info: infos[i], num: num, sealed: hash != "", blob: s.dir.File(name)}, nil
+	ff := &foundFile{Info: infos[i], num: num, sealed: hash != ""}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if f := s.files[num]; f != nil && f.blob.Name() == name {
+		ff.blob = f.blob
+		return ff, f, nil
+	}
+	ff.blob = s.dir.File(name)
+	return ff, nil, nil
 }
 
 // errUnread says that the disk answered an error: what is there may be whole.
@@ -150,7 +151,7 @@ var errUnread = errors.New("the disk does not let us read it")
 
 // unread marks an error of a read.
 func unread(err error) error {
-	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, vfs.ErrDead) || errors.Is(err, vfs.ErrNotExist) {
+	if err == nil || errors.Is(err, vfs.ErrDead) || errors.Is(err, vfs.ErrNotExist) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", errUnread, err)
@@ -166,11 +167,11 @@ func (r *rebuild) examine() error {
 	if err != nil || foreign {
 		return err
 	}
-	footer, hash, err := r.footer()
+	hash, err := r.footer()
 	if err != nil {
 		return err
 	}
-	if r.cands, err = r.s.candidates(r.ff, footer); err != nil {
+	if r.cands, err = r.s.candidates(r.ff, hash != nil); err != nil {
 		return unread(err)
 	}
 	clean := true
@@ -182,7 +183,7 @@ func (r *rebuild) examine() error {
 		clean = clean && v.clean()
 		r.judge(v)
 	}
-	if clean && footer && hash != nil {
+	if clean && hash != nil {
 		return r.content(*hash)
 	}
 	return nil
@@ -221,35 +222,38 @@ func (s *Store) numberTaken(num FileNum) bool {
 	return s.files[num] != nil
 }
 
-// footer reads the footer of a sealed file and returns whether it is good, and the
-// content hash in the trailer.
-func (r *rebuild) footer() (good bool, hash *[32]byte, err error) {
+// footer reads the footer of a sealed file and returns the content hash in its trailer;
+// nil if there is no good footer.
+func (r *rebuild) footer() (*[32]byte, error) {
 	ff := r.ff
 	if !ff.sealed {
-		return false, nil, nil
+		return nil, nil
 	}
-	err = r.s.readFooter(ff)
+	err := r.s.readFooter(ff)
 	switch {
 	case errors.Is(err, ErrVersion):
-		return false, nil, err
-	case err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrFormat):
-		return false, nil, unread(err)
-	case err != nil:
+		return nil, err
+	case errors.Is(err, io.EOF):
+		r.reason("it is shorter than its size: %v", err)
+		return nil, nil
+	case errors.Is(err, ErrCorrupt), errors.Is(err, ErrFormat):
 		r.reason("%v", err)
-		return false, nil, nil
+		return nil, nil
+	case err != nil:
+		return nil, unread(err)
 	}
 	b := make([]byte, trailerSize)
 	if _, err := ff.blob.ReadAt(b, ff.Size-trailerSize); err != nil {
-		return false, nil, unread(err)
+		return nil, unread(err)
 	}
 	t, err := parseTrailer(b)
 	if err != nil {
-		return false, nil, err
+		return nil, err
 	}
 	if ff.num.sealedName(t.hash) != ff.Name {
 		r.reason("its name is not that of its content")
 	}
-	return true, &t.hash, nil
+	return &t.hash, nil
 }
 
 // content verifies the content hash of a file with nothing else wrong: what differs is
@@ -329,10 +333,17 @@ func (r *rebuild) marked(at Slot) {
 		return // only looking
 	}
 	r.s.mu.RLock()
-	defer r.s.mu.RUnlock()
-	if d, ok := r.s.damage[at]; ok {
-		r.out.Lost = append(r.out.Lost, d)
+	d, ok := r.s.damage[at]
+	r.s.mu.RUnlock()
+	if !ok {
+		return
 	}
+	if d.Fingerprint.IsZero() { // nobody has recorded it: a death came before
+		if fp, err := r.s.Fingerprint(at); err == nil {
+			d.Fingerprint = fp
+		}
+	}
+	r.out.Lost = append(r.out.Lost, d)
 }
 
 // elsewhere tells whether another sound file holds a slot well, or its fingerprint.
@@ -380,7 +391,7 @@ func (r *rebuild) known(id ChunkID) *tree {
 func (r *rebuild) write() error {
 	err := r.copyAll()
 	if err == nil && r.new != nil {
-		err = r.seal()
+		err = r.s.sealPrivate(r.new)
 	}
 	if err != nil {
 		if r.new != nil && !r.new.sealed {
@@ -401,16 +412,6 @@ func (r *rebuild) write() error {
 			d.File = r.out.New
 			s.noteDamage(*d)
 		}
-	}
-	return nil
-}
-
-func (r *rebuild) seal() error {
-	if err := r.s.seal(r.new); err != nil {
-		return err
-	}
-	if !r.new.sealed {
-		return fmt.Errorf("%s: %w", r.new.blob.Name(), errAbandoned)
 	}
 	return nil
 }
@@ -508,19 +509,11 @@ func (r *rebuild) markLost(v *salvaged, d decision) error {
 }
 
 // append appends a copy to the new file, which it makes first.
-func (r *rebuild) append(e *encodedChunk) (*chunkCopy, error) {
-	s := r.s
+func (r *rebuild) append(e *encodedChunk) (_ *chunkCopy, err error) {
 	if r.new == nil {
-		s.appending.Lock()
-		f, err := s.create()
-		s.appending.Unlock()
-		if err != nil {
+		if r.new, err = r.s.createPrivate(); err != nil {
 			return nil, err
 		}
-		s.mu.Lock()
-		f.private = true
-		s.mu.Unlock()
-		r.new = f
 	}
-	return s.appendTo(r.new, e, false)
+	return r.s.appendTo(r.new, e, false)
 }

@@ -303,3 +303,150 @@ func TestLostGroupsAreLikeNoOther(t *testing.T) {
 		}
 	}
 }
+
+// A death behind a rebuilding, before anybody recorded what is lost: the next one tells it
+// with the fingerprints, by which it heals.
+func TestRebuildAgainAfterADeath(t *testing.T) {
+	mem, s, at, name := spoiledFile(t, func(c *chunkCopy, data []byte) []byte {
+		data[int64(c.off)+headSize+int64(c.front)+int64(c.list)+3] ^= 1
+		data[len(data)-90] ^= 1
+		return data
+	}, seq(0, 24)...)
+	first, err := s.Rebuild(name, nil)
+	if err != nil || len(first.Lost) != 8 {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	s = open(t, mem, 3, func(o *Options) { o.Repair = true })
+	if err := s.VerifyFile(name, true, func(Problem) {}); err != nil {
+		t.Fatal(err)
+	}
+	again := rebuildFile(t, s, name, nil)
+	if again.New != "" || len(again.Lost) != 8 {
+		t.Fatalf("%+v", again)
+	}
+	for i, d := range again.Lost {
+		if d.Fingerprint != FingerprintOf(block(i)) || d.File != first.New {
+			t.Errorf("slot %d: %+v", i, d)
+		}
+	}
+	s = open(t, mem, 4)
+	s.LoadDamage(again.Lost)
+	put(t, s, seq(0, 8)...)
+	check(t, s, at, seq(0, 24)...)
+}
+
+// longStat tells that files are longer than they are.
+type longStat struct{ vfs.FS }
+
+func (l longStat) Stat(name string) (vfs.Info, error) {
+	st, err := l.FS.Stat(name)
+	if !st.IsDir {
+		st.Size += 300
+	}
+	return st, err
+}
+
+// A file that ends before its size is short, which is a fault of it like others; what is
+// there is saved.
+func TestRebuildShortFile(t *testing.T) {
+	mem, s, at, name := spoiledFile(t, func(c *chunkCopy, data []byte) []byte { return data }, seq(0, 24)...)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, longStat{mem}, 3, func(o *Options) { o.Repair = true })
+	if better, err := s.Repairable(name); err != nil || !better {
+		t.Fatalf("%v, %v", better, err)
+	}
+	r := rebuildFile(t, s, name, nil)
+	if r.Slots != 24 || len(r.Lost) > 0 || !strings.Contains(strings.Join(r.Reasons, ", "), "shorter") {
+		t.Errorf("%+v", r)
+	}
+	check(t, s, at, seq(0, 24)...)
+	// Cut in its last chunk, with a footer that was read before.
+	for _, cut := range []int64{200, 2000} {
+		mem, s, _, name := spoiledFile(t, func(c *chunkCopy, data []byte) []byte { return data }, seq(0, 24)...)
+		ff, _, err := s.findFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.readFooter(ff); err != nil {
+			t.Fatal(err)
+		}
+		f, err := mem.Open(path.Join(testDir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := ff.chunks[len(ff.chunks)-1]
+		if err := f.Truncate(int64(c.off) + c.head.size() - cut); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		for _, footer := range []bool{true, false} {
+			cands, err := s.candidates(ff, footer)
+			if err != nil || len(cands) != len(ff.chunks) {
+				t.Fatalf("%d candidates, %v", len(cands), err)
+			}
+			v, err := s.salvage(ff.blob, ff.Size, cands[len(cands)-1], nothingKnown)
+			if err != nil || v.tree == nil || v.clean() {
+				t.Errorf("cut by %d: %+v, %v", cut, v, err)
+			}
+		}
+	}
+}
+
+// A check asks for every damaged file whether a repair would better it, in a daemon that
+// goes on: no descriptor is left that keeps the disk space of a file removed later.
+func TestRepairableLeavesNothingOpen(t *testing.T) {
+	mem := vfs.NewMem()
+	s := open(t, mem, 1)
+	put(t, s, seq(0, 24)...)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	name := s.Files()[0].Name
+	mem.Corrupt(path.Join(testDir, name), 0, func(b []byte) { b[len(b)-90] ^= 1 })
+	data, err := vfs.ReadFile(mem, path.Join(testDir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	twin := "000000ff" + name[8:] // not in the index: it is another store's
+	copy(data, (&fileHeader{store: [16]byte{9}, num: FileNum{255, 1}}).encode())
+	if err := vfs.WriteFileAtomic(mem, path.Join(testDir, twin), data); err != nil {
+		t.Fatal(err)
+	}
+	faulty := vfs.NewFaulty(mem)
+	files := 0
+	faulty.SetHook(func(op vfs.Op) error {
+		switch op.Kind {
+		case vfs.OpOpen, vfs.OpCreate:
+			files++
+		case vfs.OpClose:
+			files--
+		}
+		return nil
+	})
+	s = open(t, faulty, 2)
+	s.dir.Close()
+	for _, name := range []string{name, twin} {
+		before := files
+		for range 2 {
+			if better, err := s.Repairable(name); err != nil || !better {
+				t.Errorf("%s: %v, %v", name, better, err)
+			}
+		}
+		s.dropAll(t)
+		if files != before {
+			t.Errorf("%s: %d files are open, %d were", name, files, before)
+		}
+	}
+}
+
+// dropAll takes every file out of the index and removes it.
+func (s *Store) dropAll(t *testing.T) {
+	t.Helper()
+	for _, f := range s.files {
+		if err := s.forget(f); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package dedup
 
 import (
+	"errors"
 	"io"
 
 	"github.com/k8ns/granary/pkg/wal"
@@ -63,7 +64,7 @@ func (s *Store) candidates(ff *foundFile, footer bool) ([]candidate, error) {
 	var out []candidate
 	b := make([]byte, headSize)
 	for _, c := range ff.chunks {
-		if _, err := ff.blob.ReadAt(b, int64(c.off)); err != nil {
+		if err := readZeros(ff.blob, b, int64(c.off)); err != nil {
 			return nil, err
 		}
 		at := candidate{off: int64(c.off), head: c.head, have: c.have, listed: true, headBad: true}
@@ -73,6 +74,16 @@ func (s *Store) candidates(ff *foundFile, footer bool) ([]candidate, error) {
 		out = append(out, at)
 	}
 	return out, nil
+}
+
+// readZeros is a read of a file that has zeros behind its end.
+func readZeros(r io.ReaderAt, b []byte, off int64) error {
+	n, err := r.ReadAt(b, off)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	clear(b[n:])
+	return err
 }
 
 // sameAs tells whether a head is the one that a footer lists.
@@ -88,7 +99,7 @@ func (s *Store) scanCandidates(r io.ReaderAt, size int64) ([]candidate, error) {
 	at, searched := int64(fileHeaderSize), false
 	b, w := make([]byte, headSize), newWindow(r, size)
 	for at >= 0 && at+headSize <= size && at <= maxFileBytes {
-		if _, err := w.ReadAt(b, at); err != nil {
+		if err := readZeros(w, b, at); err != nil {
 			return nil, err
 		}
 		h, err := parseChunkHead(b)
@@ -130,9 +141,9 @@ func (v *salvaged) clean() bool { return v.tree != nil && v.good == v.tree.have 
 // of a read.
 func (s *Store) salvage(r io.ReaderAt, size int64, c candidate, known func(ChunkID) *tree) (*salvaged, error) {
 	h := c.head
-	b := make([]byte, h.size()-headSize) // zeros behind the end of the file
+	b := make([]byte, h.size()-headSize)
 	if n := min(int64(len(b)), size-c.off-headSize); n > 0 {
-		if _, err := r.ReadAt(b[:n], c.off+headSize); err != nil {
+		if err := readZeros(r, b[:n], c.off+headSize); err != nil {
 			return nil, err
 		}
 	}

@@ -26,6 +26,7 @@ var (
 	engineFault   = tests("./pkg/blockstore", "TestJournalSyncFails|TestChunkSyncFails|TestTornTailStaysCut|TestFlushCoversWhatWasRecovered|TestFailedVolumeAttachesAgain|TestUnreadableSegmentHeader")
 	engineRot     = tests("./pkg/blockstore", "TestEachFileTellsTheAge|TestReplayRefuses|TestStoreHeader_Refused|TestRecords_Refused|TestEpoch_Refused|TestOlderCatalog|TestDamagedHeader|TestDamagedMapNode|TestDamageHeals|TestPartialWriteOntoDamage|TestUnreadableSegmentHeader|TestLostCutIsSaid|TestDamagedJournal")
 	engineRotAll  = tests("./pkg/blockstore", "TestRot")
+	engineRepair  = tests("./pkg/blockstore", "TestRepair[A-DF-Z].*|TestDamageOf.*")
 	engineScratch = tests("./pkg/blockstore", "TestScratch.*")
 	engineFull    = tests("./pkg/blockstore", "TestFull.*|TestOnFullError|TestCollectOnDiskFullToTheLastPage")
 	engineMany    = tests("./pkg/blockstore", "TestConcurrent")
@@ -199,6 +200,8 @@ var breakages = []breakage{
 	{"pkg/catalog/catalog.go", "\t\terr = fmt.Errorf(\"%w: %w\", ErrFailed, err)\n", "\t\terr = nil\n", "catalog: failed sync acknowledged", []step{catalogAll}},
 	{"pkg/catalog/catalog.go", "\tc.mu.err = err\n", "\t_ = err\n", "catalog: goes on after a failed sync", []step{catalogAll}},
 	{"pkg/dedup/read.go", "\t\ts.markBad(bad)\n\t\tfailed = bad.err(i)\n", "\t\tfailed = bad.err(i)\n", "damage: found by a read and not noted", []step{dedupAll}},
+	{"pkg/blockstore/check.go", "if c.unread {", "if false && c.unread {", "repair: cut of a snapshot whose record cannot be read deleted", []step{engineRepair}},
+	{"pkg/dedup/damage.go", "if there[num] && (", "if false && there[num] && (", "damage: forgotten of a file that cannot be read now", []step{engineRepair}},
 	{"pkg/blockstore/damage.go", "\ts.damage.found = append(s.damage.found, d)\n", "\t_ = d\n", "damage: not recorded", []step{engineRot}},
 	{"pkg/blockstore/store.go", "\tif err := s.loadDamage(); err != nil {\n\t\treturn err\n\t}\n", "", "damage: forgotten by a start", []step{engineRot}},
 	{"pkg/blockstore/foldblocks.go", "\t\tdamaged = lost &^ covered\n", "\t\t_ = lost\n", "fold: sectors lost below a write read as zeros", []step{engineRot}},
