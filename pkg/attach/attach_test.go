@@ -518,6 +518,76 @@ func TestFailedAttachLeavesNothing(t *testing.T) {
 	}
 }
 
+// Nor does one whose caller has given up by then, wherever a record cannot be written.
+func TestFailedRecordLeavesNothing(t *testing.T) {
+	for at := 1; at <= 3; at++ {
+		t.Run(fmt.Sprintf("record %d", at), func(t *testing.T) {
+			w := newWorld(t)
+			id := w.volume("a")
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			records := 0
+			w.Attachments = attach.New(&recordsFail{w.engine, func() error {
+				if records++; records < at {
+					return nil
+				}
+				cancel()
+				return errors.New("catalog on fire")
+			}}, w.host, w.host.Options())
+			if _, err := w.AttachRaw(ctx, id); err == nil || !strings.Contains(err.Error(), "catalog on fire") || strings.Contains(err.Error(), "canceled") {
+				t.Errorf("attach: %v", err)
+			}
+			if records != at {
+				t.Errorf("%d records written", records)
+			}
+			left, devices := w.engine.Attachments(), w.host.Attached()
+			if info, err := w.engine.Volume(id); err != nil || info.Open || len(left)+len(devices) > 0 {
+				t.Errorf("left: %+v, %q, volume %+v, %v", left, devices, info, err)
+			}
+			w.boot()
+			w.mustAttach(id)
+		})
+	}
+}
+
+// A device that does not go after such an error is cleared by the next attach.
+func TestFailedRecordOfADeviceThatStays(t *testing.T) {
+	w := newWorld(t)
+	id := w.volume("a")
+	records := 0
+	w.Attachments = attach.New(&recordsFail{w.engine, func() error {
+		if records++; records == 2 {
+			w.host.Fail("DetachLoop", errors.New("no"))
+			return errors.New("catalog on fire")
+		}
+		return nil
+	}}, w.host, w.host.Options())
+	if _, err := w.Attach(context.Background(), id, attach.ReadWrite); err == nil {
+		t.Fatal("attached without a record")
+	}
+	if left, devices := w.engine.Attachments(), w.host.Attached(); len(left) != 1 || len(devices) != 1 {
+		t.Errorf("on record: %+v; devices %q", left, devices)
+	}
+	w.host.Fail("DetachLoop", nil)
+	w.mustAttach(id)
+	if devices := w.host.Attached(); len(devices) != 1 {
+		t.Errorf("devices: %q", devices)
+	}
+}
+
+// recordsFail asks before it puts an attachment on record.
+type recordsFail struct {
+	*attachtest.Engine
+	put func() error
+}
+
+func (r *recordsFail) PutAttachment(a blockstore.Attachment) error {
+	if err := r.put(); err != nil {
+		return err
+	}
+	return r.Engine.PutAttachment(a)
+}
+
 // A detach that ends between the loop device and the volume leaves no name behind that
 // may be another volume's by then.
 func TestDetachThatDoesNotEnd(t *testing.T) { // I11
