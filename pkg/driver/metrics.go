@@ -117,6 +117,6 @@ func (c storeCollector) Collect(out chan<- prometheus.Metric) {
 			waiting = max(0, now.Sub(*info.WaitingSince).Seconds())
 		}
 		out <- prometheus.MustNewConstMetric(waitingDesc, prometheus.GaugeValue, waiting,
-			info.ID, info.Name, info.Labels[labelPVC], info.Labels[labelPVCNamespace])
+			info.ID, info.Name, info.Labels[LabelClaim], info.Labels[LabelClaimNamespace])
 	}
 }
