@@ -167,9 +167,6 @@ func (l *Locked) Detach(ctx context.Context) error {
 	}
 	bounded, cancel := a.leaving(ctx, l.id)
 	err := at.device.Detach(bounded)
-	if cause := context.Cause(bounded); cause != nil && errors.Is(err, context.Canceled) {
-		err = fmt.Errorf("%w (%v)", cause, err)
-	}
 	cancel()
 	if err != nil && !errors.Is(err, export.ErrInUse) && l.failed() {
 		a.log.Warn("volume failed closed: detached without a flush", "volume_id", l.id, "err", err)

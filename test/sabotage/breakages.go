@@ -66,8 +66,8 @@ var breakages = []breakage{
 	{"pkg/blockstore/volume.go", "\terr := v.syncJournal()\n\tif err == nil {\n\t\tv.markStep()", "\terr := error(nil)\n\tif err == nil {\n\t\tv.markStep()", "detach: journal not synced", []step{engineTrace}},
 	{"pkg/blockstore/snapshot.go", "err = v.syncUpTo(at.Seq)", "err = nil", "snapshot: journal not synced up to the mark", []step{engineTrace}},
 	{"pkg/blockstore/store.go", "err = v.syncRecovered()", "err = nil", "stop: what was read back is not synced", []step{engineTrace, engineRot, engineSim}},
-	{"pkg/export/attach.go", "if err := within(ctx, func() error { return a.host.FlushDevice(a.loop.Path) }); err != nil {", "if err := error(nil); err != nil {", "detach: device not flushed", []step{exportAttach}},
-	{"pkg/export/attach.go", "if err := within(ctx, a.dev.Flush); err != nil {", "if err := error(nil); err != nil {", "detach: what the last close wrote not flushed", []step{exportAttach}},
+	{"pkg/export/attach.go", "if err := Within(ctx, func() error { return a.host.FlushDevice(a.loop.Path) }); err != nil {", "if err := error(nil); err != nil {", "detach: device not flushed", []step{exportAttach}},
+	{"pkg/export/attach.go", "if err := Within(ctx, a.dev.Flush); err != nil {", "if err := error(nil); err != nil {", "detach: what the last close wrote not flushed", []step{exportAttach}},
 	{"pkg/driver/stage.go", "if err := s.d.host.FlushDevice(device); err != nil {", "if err := error(nil); err != nil {", "mkfs: device not flushed before used is recorded", []step{driverNode}},
 	// Syncs of directories.
 	{"pkg/vfs/os.go", "err = f.Sync()\n", "err = nil\n", "os: SyncDir does not sync", []step{vfsAll}},
