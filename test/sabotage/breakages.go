@@ -33,7 +33,7 @@ var (
 
 	raceEngine  = raceIn("./pkg/blockstore", "TestConcurrent")
 	raceDedup   = raceIn("./pkg/dedup", "TestCollectRace")
-	raceCatalog = raceIn("./pkg/catalog", "TestCommit.*|TestConcurrent.*")
+	raceCatalog = raceIn("./pkg/catalog", "TestCommit.*")
 
 	exportFuse   = tests("./pkg/export", "TestInit|TestOldKernelInit|TestAnswers|TestReadOnlyAnswers|TestReaders|TestErrno")
 	exportAttach = tests("./pkg/export", "TestVectors|TestSizes|TestDetachInUse|TestErrors|TestReadOnly.*|TestResizeRefused|TestDetach.*|TestAttachChecksTheSize")
