@@ -23,7 +23,7 @@ var (
 	engineVolume  = tests("./pkg/blockstore", "TestWriteOfAVolumeClosedMeanwhile|TestFailedAppendEndsWhoWaits|TestWriterAndCutWaitTogether|TestUnsyncedMemoryIsBounded|TestFlush.*|TestWritersWaitForASegment|TestFoldWaitsForAnother")
 	engineRace    = tests("./pkg/blockstore", "TestAcknowledgeWaitsForEarlierRecords|TestSnapshotWaitsForWritesInFlight|TestSnapshotDuringFold|TestFoldDuringSnapshot")
 	engineState   = tests("./pkg/blockstore", "TestCopyHasItsSourcesState|TestStateMovesWhileCopied|TestSizesAndErrors|TestVolumeRanges")
-	engineFault   = tests("./pkg/blockstore", "TestJournalSyncFails|TestChunkSyncFails|TestTornTailStaysCut|TestFlushCoversWhatWasRecovered|TestFailedVolumeAttachesAgain|TestUnreadableSegmentHeader")
+	engineFault   = tests("./pkg/blockstore", "TestJournalSyncFails|TestChunkSyncFails|TestTornTailStaysCut|TestFlushCoversWhatWasRecovered|TestFailedVolumeAttachesAgain|TestMarkSyncFails|TestUnreadableSegmentHeader")
 	engineRot     = tests("./pkg/blockstore", "TestEachFileTellsTheAge|TestReplayRefuses|TestStoreHeader_Refused|TestRecords_Refused|TestEpoch_Refused|TestOlderCatalog|TestDamagedHeader|TestDamagedMapNode|TestDamageHeals|TestPartialWriteOntoDamage|TestUnreadableSegmentHeader|TestLostCutIsSaid|TestDamagedJournal")
 	engineRotAll  = tests("./pkg/blockstore", "TestRot")
 	engineScratch = tests("./pkg/blockstore", "TestScratch.*")
