@@ -377,37 +377,49 @@ func TestLimit(t *testing.T) {
 // Killed before any step of attach, mount and detach, nothing stays behind after the
 // next start, and everything works again.
 func TestKillAtEveryStep(t *testing.T) { // I1
-	ctx := context.Background()
-	for n := 1; ; n++ {
-		w := newWorld(t)
-		id := w.volume("a")
-		w.trace.CrashIn(n)
-		device, err := w.Attach(ctx, id, attach.ReadWrite)
-		target := t.TempDir()
-		if err == nil {
-			l, _ := w.Lock(id)
-			_ = w.host.Mkfs(ctx, device, "ext4", nil)
-			_ = l.AddUse(blockstore.Use{Path: target})
-			_ = w.host.Mount(ctx, device, target, "ext4", nil)
-			if w.host.Unmount(target) == nil {
-				_ = l.RemoveUse(target)
-			}
-			l.Unlock()
-			_ = w.Detach(ctx, id)
-		}
-		if !w.trace.Crashed() {
-			return
-		}
-		w.kill()
-		if err := w.ClearDead(ctx); err != nil {
-			t.Fatalf("crash before step %d: %v", n, err)
-		}
-		mounts, _ := w.host.Mounts()
-		if a, r := w.host.Attached(), w.engine.Attachments(); len(a)+len(r)+len(mounts) > 0 {
-			t.Fatalf("crash before step %d: left %q, %+v, %+v", n, a, r, mounts)
-		}
-		w.mustAttach(id)
+	steps := 0
+	for crashed := true; crashed && !t.Failed(); {
+		steps++
+		// A test each: its host ends with it, and needs to be the only one then.
+		t.Run(fmt.Sprint("step ", steps), func(t *testing.T) { crashed = killBefore(t, steps) })
 	}
+	if steps < 12 {
+		t.Errorf("only %d steps", steps)
+	}
+}
+
+// killBefore kills the daemon before a step; false if there are not so many.
+func killBefore(t *testing.T, step int) bool {
+	ctx := context.Background()
+	w := newWorld(t)
+	id := w.volume("a")
+	w.trace.CrashIn(step)
+	device, err := w.Attach(ctx, id, attach.ReadWrite)
+	target := t.TempDir()
+	if err == nil {
+		l, _ := w.Lock(id)
+		_ = w.host.Mkfs(ctx, device, "ext4", nil)
+		_ = l.AddUse(blockstore.Use{Path: target})
+		_ = w.host.Mount(ctx, device, target, "ext4", nil)
+		if w.host.Unmount(target) == nil {
+			_ = l.RemoveUse(target)
+		}
+		l.Unlock()
+		_ = w.Detach(ctx, id)
+	}
+	if !w.trace.Crashed() {
+		return false
+	}
+	w.kill()
+	if err := w.ClearDead(ctx); err != nil {
+		t.Fatal(err)
+	}
+	mounts, _ := w.host.Mounts()
+	if a, r := w.host.Attached(), w.engine.Attachments(); len(a)+len(r)+len(mounts) > 0 {
+		t.Fatalf("left %q, %+v, %+v", a, r, mounts)
+	}
+	w.mustAttach(id)
+	return true
 }
 
 func TestClearDeadGoesOn(t *testing.T) {
@@ -500,17 +512,19 @@ func (w *world) targetOf(id string) string {
 
 func TestFailedAttachLeavesNothing(t *testing.T) {
 	for _, method := range []string{"OpenFUSE", "AttachLoop"} {
-		w := newWorld(t)
-		id := w.volume("a")
-		w.host.Fail(method, errors.New("no"))
-		if _, err := w.Attach(context.Background(), id, attach.ReadWrite); err == nil {
-			t.Fatalf("attached without %s", method)
-		}
-		if got := w.engine.Attachments(); len(got) > 0 {
-			t.Errorf("%s failed: records left: %+v", method, got)
-		}
-		w.host.Fail(method, nil)
-		w.mustAttach(id)
+		t.Run(method, func(t *testing.T) {
+			w := newWorld(t)
+			id := w.volume("a")
+			w.host.Fail(method, errors.New("no"))
+			if _, err := w.Attach(context.Background(), id, attach.ReadWrite); err == nil {
+				t.Fatal("attached")
+			}
+			if got := w.engine.Attachments(); len(got) > 0 {
+				t.Errorf("records left: %+v", got)
+			}
+			w.host.Fail(method, nil)
+			w.mustAttach(id)
+		})
 	}
 	w := newWorld(t)
 	if _, err := w.Attach(context.Background(), "v-"+fmt.Sprintf("%032d", 99), attach.ReadWrite); !errors.Is(err, blockstore.ErrNotFound) {
