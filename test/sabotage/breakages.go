@@ -65,6 +65,7 @@ var breakages = []breakage{
 	{"pkg/blockstore/volume.go", "\tif err == nil {\n\t\tv.markStep()\n\t\terr = v.syncJournal()\n\t}\n", "", "detach: mark not written and synced", []step{engineTrace}},
 	{"pkg/blockstore/volume.go", "\terr := v.syncJournal()\n\tif err == nil {\n\t\tv.markStep()", "\terr := error(nil)\n\tif err == nil {\n\t\tv.markStep()", "detach: journal not synced", []step{engineTrace}},
 	{"pkg/blockstore/snapshot.go", "err = v.syncUpTo(at.Seq)", "err = nil", "snapshot: journal not synced up to the mark", []step{engineTrace}},
+	{"pkg/blockstore/store.go", "\t\terrs = append(errs, s.cat.Close())\n", "", "stop: catalog left open", []step{engineFault}},
 	{"pkg/blockstore/store.go", "err = v.syncRecovered()", "err = nil", "stop: what was read back is not synced", []step{engineTrace, engineRot, engineSim}},
 	{"pkg/export/attach.go", "if err := Within(ctx, func() error { return a.host.FlushDevice(a.loop.Path) }); err != nil {", "if err := error(nil); err != nil {", "detach: device not flushed", []step{exportAttach}},
 	{"pkg/export/attach.go", "if err := Within(ctx, a.dev.Flush); err != nil {", "if err := error(nil); err != nil {", "detach: what the last close wrote not flushed", []step{exportAttach}},
