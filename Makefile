@@ -51,7 +51,7 @@ rot: ## flip every byte, cut to every length and zero every sector of a small st
 
 .PHONY: exhaustive
 exhaustive: ## crash at and fail every file operation, of recoveries and of a repair too; interleave; rot; count costs (STATES of the disk)
-	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -count=1 -v -timeout 0 -run '^Test(Every(Crash|Fault|Recovery|Site|Interleaving)|RepairEveryCrash|RepairEveryFault|CheckFindsEveryByte|Rot|CostsDoNotGrow)$$' ./pkg/blockstore \
+	CGO_ENABLED=0 $(GO) test -tags $(TAGS) -count=1 -v -timeout 0 -run '^Test(Every(Crash|Fault|Recovery|Site|Interleaving)|RepairEveryCrash|RepairEveryFault|RepairChunkFiles|SectorMasks|CheckFindsEveryByte|Rot|CostsDoNotGrow)$$' ./pkg/blockstore \
 		$(if $(STATES),-every.ops 150 -every.states $(STATES) -every.recovery 20 -every.eintr -interleave.runs 7000) $(if $(EVERY_SEED),-every.seed $(EVERY_SEED)) | grep -v '^=== '
 
 .PHONY: sim-csi

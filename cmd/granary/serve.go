@@ -142,6 +142,8 @@ func (o *serveOptions) check(socket string) error {
 	switch {
 	case o.maxVolumes < 1:
 		return usageError("--max-volumes %d: at least 1", o.maxVolumes)
+	case o.fullTimeout <= 0:
+		return usageError("--full-timeout %v: give a time above 0, as 30s; with onFull wait a write waits without limit", o.fullTimeout)
 	case socket == "" && o.registrationDir+o.kubeletEndpoint+o.httpEndpoint != "":
 		return usageError("--registration-dir, --kubelet-endpoint and --http-endpoint are about the CSI driver: give --endpoint too")
 	case o.kubeletEndpoint != "" && o.registrationDir == "":
@@ -207,7 +209,8 @@ type daemon struct {
 // start opens the store, clears what a killed daemon left, and serves.
 func (d *daemon) start(ctx context.Context) (err error) {
 	d.failed = make(chan error, 2)
-	poster := d.newTeller()
+	var poster *events.Poster
+	d.teller, poster = d.newTeller()
 	err = d.openStore(ctx)
 	if errors.Is(err, blockstore.ErrLocked) {
 		return fmt.Errorf("another daemon is running on %s: %w", d.dataDir, err)
@@ -247,15 +250,15 @@ func (d *daemon) start(ctx context.Context) (err error) {
 	return d.startDriver(host)
 }
 
-// newTeller makes who tells the cluster, if this is a pod of one; nil if not.
-func (d *daemon) newTeller() *events.Poster {
+// newTeller makes who tells the cluster, and what it tells it by, if this is a pod of one;
+// nil if not.
+func (d *daemon) newTeller() (*teller, *events.Poster) {
 	api, ok := events.InCluster()
 	if !ok || d.socket == "" {
-		return nil
+		return nil, nil
 	}
 	poster := events.New(api, events.Options{Component: driver.Name, Host: d.o.nodeID, Logger: d.log})
-	d.teller = newTeller(d.o.nodeID, d.dataDir, d.o.fullTimeout, poster)
-	return poster
+	return newTeller(d.o.nodeID, d.dataDir, d.o.fullTimeout, poster), poster
 }
 
 // lockEnd is how long a daemon that is ending may still hold the data directory: its

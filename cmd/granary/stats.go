@@ -81,7 +81,7 @@ func diskNote(s blockstore.Stats) string {
 	if s.Full {
 		return fmt.Sprintf("FULL: %d volumes wait for space; delete volumes or snapshots, or grow the disk", s.Waiting)
 	}
-	return ""
+	return s.DiskError
 }
 
 func formatReduction(r float64) string {

@@ -6,14 +6,8 @@ import (
 	"time"
 
 	"github.com/k8ns/granary/pkg/blockstore"
+	"github.com/k8ns/granary/pkg/driver"
 	"github.com/k8ns/granary/pkg/events"
-)
-
-// Labels by which the provisioner says for which claim a volume was made.
-const (
-	labelClaim      = "csi.storage.k8s.io/pvc/name"
-	labelNamespace  = "csi.storage.k8s.io/pvc/namespace"
-	labelVolumeName = "csi.storage.k8s.io/pv/name"
 )
 
 // maxHeard is how much of what the store says may wait to be told.
@@ -114,13 +108,13 @@ func (t *teller) spaceBack() {
 // ofVolume posts an event on the claim of a volume, if it has one.
 func (t *teller) ofVolume(id string, event func(blockstore.VolumeInfo) events.Event) {
 	v, err := t.volume(id)
-	if err != nil || v.Labels[labelClaim] == "" || v.Labels[labelNamespace] == "" {
+	if err != nil || v.Labels[driver.LabelClaim] == "" || v.Labels[driver.LabelClaimNamespace] == "" {
 		return // deleted meanwhile, or made by hand
 	}
 	e := event(v)
 	e.Object = events.Object{
-		Kind: "PersistentVolumeClaim", Namespace: v.Labels[labelNamespace],
-		Name: v.Labels[labelClaim], VolumeName: v.Labels[labelVolumeName],
+		Kind: "PersistentVolumeClaim", Namespace: v.Labels[driver.LabelClaimNamespace],
+		Name: v.Labels[driver.LabelClaim], VolumeName: v.Labels[driver.LabelPersistentVolume],
 	}
 	t.post.Post(e)
 }

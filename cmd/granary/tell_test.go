@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/k8ns/granary/pkg/blockstore"
+	"github.com/k8ns/granary/pkg/driver"
 	"github.com/k8ns/granary/pkg/events"
 	"github.com/k8ns/granary/pkg/vfs"
 )
@@ -38,8 +39,8 @@ func TestTeller(t *testing.T) {
 	p := make(posts, 100)
 	teller := newTeller("n1", "/var/lib/granary", 30*time.Second, p)
 	volumes := map[string]blockstore.VolumeInfo{
-		"v-1": {ID: "v-1", OnFull: "wait", Labels: map[string]string{labelClaim: "data", labelNamespace: "shop", labelVolumeName: "pvc-1"}},
-		"v-2": {ID: "v-2", OnFull: "error", Labels: map[string]string{labelClaim: "log", labelNamespace: "shop"}},
+		"v-1": {ID: "v-1", OnFull: "wait", Labels: map[string]string{driver.LabelClaim: "data", driver.LabelClaimNamespace: "shop", driver.LabelPersistentVolume: "pvc-1"}},
+		"v-2": {ID: "v-2", OnFull: "error", Labels: map[string]string{driver.LabelClaim: "log", driver.LabelClaimNamespace: "shop"}},
 		"v-3": {ID: "v-3", OnFull: "wait"}, // made by hand
 	}
 	teller.volume = func(id string) (blockstore.VolumeInfo, error) {
@@ -116,7 +117,7 @@ func TestTellerOfAFullStore(t *testing.T) {
 	}
 	info, err := s.CreateVolume(blockstore.VolumeSpec{
 		Name: "v", SizeBytes: 16 << 20, OnFull: blockstore.OnFullError, Compression: "none",
-		Labels: map[string]string{labelClaim: "data", labelNamespace: "shop"},
+		Labels: map[string]string{driver.LabelClaim: "data", driver.LabelClaimNamespace: "shop"},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -377,37 +377,49 @@ func TestLimit(t *testing.T) {
 // Killed before any step of attach, mount and detach, nothing stays behind after the
 // next start, and everything works again.
 func TestKillAtEveryStep(t *testing.T) { // I1
-	ctx := context.Background()
-	for n := 1; ; n++ {
-		w := newWorld(t)
-		id := w.volume("a")
-		w.trace.CrashIn(n)
-		device, err := w.Attach(ctx, id, attach.ReadWrite)
-		target := t.TempDir()
-		if err == nil {
-			l, _ := w.Lock(id)
-			_ = w.host.Mkfs(ctx, device, "ext4", nil)
-			_ = l.AddUse(blockstore.Use{Path: target})
-			_ = w.host.Mount(ctx, device, target, "ext4", nil)
-			if w.host.Unmount(target) == nil {
-				_ = l.RemoveUse(target)
-			}
-			l.Unlock()
-			_ = w.Detach(ctx, id)
-		}
-		if !w.trace.Crashed() {
-			return
-		}
-		w.kill()
-		if err := w.ClearDead(ctx); err != nil {
-			t.Fatalf("crash before step %d: %v", n, err)
-		}
-		mounts, _ := w.host.Mounts()
-		if a, r := w.host.Attached(), w.engine.Attachments(); len(a)+len(r)+len(mounts) > 0 {
-			t.Fatalf("crash before step %d: left %q, %+v, %+v", n, a, r, mounts)
-		}
-		w.mustAttach(id)
+	steps := 0
+	for crashed := true; crashed && !t.Failed(); {
+		steps++
+		// A test each: its host ends with it, and needs to be the only one then.
+		t.Run(fmt.Sprint("step ", steps), func(t *testing.T) { crashed = killBefore(t, steps) })
 	}
+	if steps < 12 {
+		t.Errorf("only %d steps", steps)
+	}
+}
+
+// killBefore kills the daemon before a step; false if there are not so many.
+func killBefore(t *testing.T, step int) bool {
+	ctx := context.Background()
+	w := newWorld(t)
+	id := w.volume("a")
+	w.trace.CrashIn(step)
+	device, err := w.Attach(ctx, id, attach.ReadWrite)
+	target := t.TempDir()
+	if err == nil {
+		l, _ := w.Lock(id)
+		_ = w.host.Mkfs(ctx, device, "ext4", nil)
+		_ = l.AddUse(blockstore.Use{Path: target})
+		_ = w.host.Mount(ctx, device, target, "ext4", nil)
+		if w.host.Unmount(target) == nil {
+			_ = l.RemoveUse(target)
+		}
+		l.Unlock()
+		_ = w.Detach(ctx, id)
+	}
+	if !w.trace.Crashed() {
+		return false
+	}
+	w.kill()
+	if err := w.ClearDead(ctx); err != nil {
+		t.Fatal(err)
+	}
+	mounts, _ := w.host.Mounts()
+	if a, r := w.host.Attached(), w.engine.Attachments(); len(a)+len(r)+len(mounts) > 0 {
+		t.Fatalf("left %q, %+v, %+v", a, r, mounts)
+	}
+	w.mustAttach(id)
+	return true
 }
 
 func TestClearDeadGoesOn(t *testing.T) {
@@ -500,22 +512,94 @@ func (w *world) targetOf(id string) string {
 
 func TestFailedAttachLeavesNothing(t *testing.T) {
 	for _, method := range []string{"OpenFUSE", "AttachLoop"} {
-		w := newWorld(t)
-		id := w.volume("a")
-		w.host.Fail(method, errors.New("no"))
-		if _, err := w.Attach(context.Background(), id, attach.ReadWrite); err == nil {
-			t.Fatalf("attached without %s", method)
-		}
-		if got := w.engine.Attachments(); len(got) > 0 {
-			t.Errorf("%s failed: records left: %+v", method, got)
-		}
-		w.host.Fail(method, nil)
-		w.mustAttach(id)
+		t.Run(method, func(t *testing.T) {
+			w := newWorld(t)
+			id := w.volume("a")
+			w.host.Fail(method, errors.New("no"))
+			if _, err := w.Attach(context.Background(), id, attach.ReadWrite); err == nil {
+				t.Fatal("attached")
+			}
+			if got := w.engine.Attachments(); len(got) > 0 {
+				t.Errorf("records left: %+v", got)
+			}
+			w.host.Fail(method, nil)
+			w.mustAttach(id)
+		})
 	}
 	w := newWorld(t)
 	if _, err := w.Attach(context.Background(), "v-"+fmt.Sprintf("%032d", 99), attach.ReadWrite); !errors.Is(err, blockstore.ErrNotFound) {
 		t.Errorf("attach of nothing: %v", err)
 	}
+}
+
+// Nor does one whose caller has given up by then, wherever a record cannot be written.
+func TestFailedRecordLeavesNothing(t *testing.T) {
+	for at := 1; at <= 3; at++ {
+		t.Run(fmt.Sprintf("record %d", at), func(t *testing.T) {
+			w := newWorld(t)
+			id := w.volume("a")
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			records := 0
+			w.Attachments = attach.New(&recordsFail{w.engine, func() error {
+				if records++; records < at {
+					return nil
+				}
+				cancel()
+				return errors.New("catalog on fire")
+			}}, w.host, w.host.Options())
+			if _, err := w.AttachRaw(ctx, id); err == nil || !strings.Contains(err.Error(), "catalog on fire") || strings.Contains(err.Error(), "canceled") {
+				t.Errorf("attach: %v", err)
+			}
+			if records != at {
+				t.Errorf("%d records written", records)
+			}
+			left, devices := w.engine.Attachments(), w.host.Attached()
+			if info, err := w.engine.Volume(id); err != nil || info.Open || len(left)+len(devices) > 0 {
+				t.Errorf("left: %+v, %q, volume %+v, %v", left, devices, info, err)
+			}
+			w.boot()
+			w.mustAttach(id)
+		})
+	}
+}
+
+// A device that does not go after such an error is cleared by the next attach.
+func TestFailedRecordOfADeviceThatStays(t *testing.T) {
+	w := newWorld(t)
+	id := w.volume("a")
+	records := 0
+	w.Attachments = attach.New(&recordsFail{w.engine, func() error {
+		if records++; records == 2 {
+			w.host.Fail("DetachLoop", errors.New("no"))
+			return errors.New("catalog on fire")
+		}
+		return nil
+	}}, w.host, w.host.Options())
+	if _, err := w.Attach(context.Background(), id, attach.ReadWrite); err == nil {
+		t.Fatal("attached without a record")
+	}
+	if left, devices := w.engine.Attachments(), w.host.Attached(); len(left) != 1 || len(devices) != 1 {
+		t.Errorf("on record: %+v; devices %q", left, devices)
+	}
+	w.host.Fail("DetachLoop", nil)
+	w.mustAttach(id)
+	if devices := w.host.Attached(); len(devices) != 1 {
+		t.Errorf("devices: %q", devices)
+	}
+}
+
+// recordsFail asks before it puts an attachment on record.
+type recordsFail struct {
+	*attachtest.Engine
+	put func() error
+}
+
+func (r *recordsFail) PutAttachment(a blockstore.Attachment) error {
+	if err := r.put(); err != nil {
+		return err
+	}
+	return r.Engine.PutAttachment(a)
 }
 
 // A detach that ends between the loop device and the volume leaves no name behind that

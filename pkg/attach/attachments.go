@@ -228,7 +228,8 @@ func (a *Attachments) find(id string) *attachment {
 }
 
 // Lock takes the lock of a volume, which need not exist. ErrBusy if another operation
-// on it is running, with why if the volume waits for disk space, ErrClosed after Shutdown has begun. The caller has to Unlock.
+// on it is running, with why if the volume waits for disk space, ErrClosed after Shutdown
+// has begun. The caller has to Unlock.
 func (a *Attachments) Lock(id string) (*Locked, error) {
 	if !a.locks.Try(id) {
 		err := fmt.Errorf("another operation on volume %s is running: try again when it has ended: %w", id, blockstore.ErrBusy)
@@ -265,7 +266,7 @@ func (a *Attachments) AttachRaw(ctx context.Context, id string) (device string, 
 		return "", err
 	}
 	if err = l.AddUse(byCommand); err != nil && !attached {
-		err = errors.Join(err, l.Detach(ctx))
+		err = errors.Join(err, l.Detach(context.WithoutCancel(ctx)))
 	}
 	return device, err
 }

@@ -62,6 +62,12 @@ func (a *Attachments) leaving(ctx context.Context, id string) (context.Context, 
 	return ctx, func() { cancel(nil) }
 }
 
+// gaveUp tells that an error of export.Within is the end of ctx, not the step's.
+func gaveUp(ctx context.Context, err error) bool {
+	cause := context.Cause(ctx)
+	return cause != nil && errors.Is(err, cause)
+}
+
 // watch cancels ctx when the volume is found waiting for disk space.
 func (a *Attachments) watch(ctx context.Context, cancel context.CancelCauseFunc, id string) {
 	go func() {
@@ -137,37 +143,29 @@ func (l *Locked) writeBack(ctx context.Context, target string) error {
 	if !a.writingBack.Try(id) {
 		return fmt.Errorf("unmount %s: %w: %w", target, errSlow, blockstore.ErrBusy)
 	}
-	done := make(chan error, 1)
-	go func() {
-		err := a.host.SyncFS(target)
-		a.writingBack.Release(id)
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		if err != nil {
+	err := export.Within(ctx, func() error {
+		defer a.writingBack.Release(id)
+		if err := a.host.SyncFS(target); err != nil {
 			a.log.Warn("write back before an unmount", "volume_id", id, "mount", target, "err", err)
 		}
 		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("unmount %s: %w", target, context.Cause(ctx))
+	})
+	if err != nil {
+		return fmt.Errorf("unmount %s: %w", target, err)
 	}
+	return nil
 }
 
 // run runs a step of which the kernel takes nothing back. If ctx ends before it does, it
 // goes on and shares the volume's lock.
 func (l *Locked) run(ctx context.Context, step func() error) error {
 	l.holders.Add(1)
-	done := make(chan error, 1)
-	go func() {
-		err := step()
-		l.Unlock()
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("the unmount has begun and goes on: %w", context.Cause(ctx))
+	err := export.Within(ctx, func() error {
+		defer l.Unlock()
+		return step()
+	})
+	if gaveUp(ctx, err) {
+		return fmt.Errorf("the unmount has begun and goes on: %w", err)
 	}
+	return err
 }

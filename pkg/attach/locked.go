@@ -140,7 +140,13 @@ func (l *Locked) attach(ctx context.Context, mode Mode, ready func() error) (*at
 		return nil, errors.Join(err, volume.Close(), a.store.RemoveAttachment(l.id))
 	}
 	if err := a.store.PutAttachment(at.record(l.id)); err != nil {
-		return nil, errors.Join(err, at.device.Detach(ctx), volume.Close(), a.store.RemoveAttachment(l.id))
+		// Nobody was told of the device: nothing on it has to be flushed.
+		ended := at.device.Abort()
+		err = errors.Join(err, ended, volume.Close())
+		if ended == nil { // else the first record lets the next attach clear it
+			err = errors.Join(err, a.store.RemoveAttachment(l.id))
+		}
+		return nil, err
 	}
 	return at, nil
 }
@@ -161,9 +167,6 @@ func (l *Locked) Detach(ctx context.Context) error {
 	}
 	bounded, cancel := a.leaving(ctx, l.id)
 	err := at.device.Detach(bounded)
-	if cause := context.Cause(bounded); cause != nil && errors.Is(err, context.Canceled) {
-		err = fmt.Errorf("%w (%v)", cause, err)
-	}
 	cancel()
 	if err != nil && !errors.Is(err, export.ErrInUse) && l.failed() {
 		a.log.Warn("volume failed closed: detached without a flush", "volume_id", l.id, "err", err)

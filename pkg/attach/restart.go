@@ -170,17 +170,13 @@ func (a *Attachments) end(ctx context.Context, record blockstore.Attachment) err
 // closeUnder closes a volume under whoever uses it, after a flush if there is one to be
 // had. Writes that wait for disk space fail then: nobody was told that they are done.
 func (a *Attachments) closeUnder(ctx context.Context, l *Locked, at *attachment) error {
-	flushed := make(chan error, 1)
-	if a.waits(l.id) == nil {
-		go func() { flushed <- a.host.FlushDevice(at.device.Path()) }()
-	} else {
-		flushed <- nil
+	err := a.waits(l.id)
+	if err == nil {
+		err = export.Within(ctx, func() error { return a.host.FlushDevice(at.device.Path()) })
 	}
-	var err error
-	select {
-	case err = <-flushed:
-	case <-ctx.Done():
-		a.log.Warn("volume is closed without a flush", "volume_id", l.id, "err", context.Cause(ctx))
+	if errors.Is(err, blockstore.ErrNoSpace) || gaveUp(ctx, err) {
+		a.log.Warn("volume is closed without a flush", "volume_id", l.id, "err", err)
+		err = nil
 	}
 	return errors.Join(err, at.volume.Close())
 }

@@ -132,9 +132,10 @@ type Stats struct {
 	CacheHits        int64   `json:"cacheHits"`
 	CacheMisses      int64   `json:"cacheMisses"`
 	DiskFree         int64   `json:"diskFree"`
-	DiskUnknown      bool    `json:"diskUnknown,omitempty"` // the file system does not tell how large it is
-	Full             bool    `json:"full"`                  // only the reserve is left; writers that need space wait
-	Waiting          int     `json:"waiting"`               // volumes whose writes wait for space or are refused
+	DiskUnknown      bool    `json:"diskUnknown,omitempty"` // the file system does not tell how large it is, or answered with DiskError
+	DiskError        string  `json:"diskError,omitempty"`
+	Full             bool    `json:"full"`    // only the reserve is left; writers that need space wait
+	Waiting          int     `json:"waiting"` // volumes whose writes wait for space or are refused
 	Damaged          int     `json:"damaged"`
 	ChunkFiles       int     `json:"chunkFiles"`
 	Chunks           int     `json:"chunks"`

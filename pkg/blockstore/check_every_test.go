@@ -194,7 +194,7 @@ func TestCheckFindsEveryByte(t *testing.T) {
 // told verifies what check tells when a byte of a range is wrong.
 func (x *checked) told(fsys *vfs.Mem, r byteRange) error {
 	var found []Problem
-	err := CheckStopped(context.Background(), fsys, testDir, CheckOptions{ReadData: true}, func(p Problem) { found = append(found, p) })
+	err := CheckStopped(context.Background(), fsys, testDir, CheckOptions{Workers: 1, ReadData: true}, func(p Problem) { found = append(found, p) })
 	if err != nil {
 		return err
 	}

@@ -479,11 +479,9 @@ func TestDamageHeals(t *testing.T) {
 func damageHeals(t *testing.T, target, where string) {
 	x := newSick(t)
 	fsys := x.fsys
-	s := openStore(t, fsys, sickOptions())
-	v := attach(t, s, x.ids[target])
-	image := x.images[v.ID()]
 	const block = 50
-	hurt(t, s, fsys, v, block)
+	s, v := x.loseBlock(t, target, block)
+	image := x.images[v.ID()]
 	bad := readDamaged(t, v, image, "volume")
 	if len(bad) == 0 || len(bad) > 20 {
 		t.Fatalf("blocks %v are bad", bad)
@@ -547,6 +545,15 @@ func damageHeals(t *testing.T, target, where string) {
 	ok(t, s.Close())
 }
 
+// loseBlock opens the store and damages a block of a volume, which is attached.
+func (x *sick) loseBlock(t testing.TB, name string, block int64) (*Store, *Volume) {
+	t.Helper()
+	s := openStore(t, x.fsys, sickOptions())
+	v := attach(t, s, x.ids[name])
+	hurt(t, s, x.fsys, v, block)
+	return s, v
+}
+
 // hurt flips a bit in the stored group that a block of a volume reads from: the place is
 // found by the content of noise, which no codec changes.
 func hurt(t testing.TB, s *Store, fsys *vfs.Mem, v *Volume, block int64) {
@@ -596,11 +603,9 @@ func TestWholeChunkHeals(t *testing.T) {
 // written reads as an error from then on, until it is overwritten (I5).
 func TestPartialWriteOntoDamage(t *testing.T) {
 	x := newSick(t)
-	s := openStore(t, x.fsys, sickOptions())
-	v := attach(t, s, x.ids["b"])
-	image := x.images[v.ID()]
 	const block = 50
-	hurt(t, s, x.fsys, v, block)
+	s, v := x.loseBlock(t, "b", block)
+	image := x.images[v.ID()]
 	bad := readDamaged(t, v, image, "volume")
 	for _, b := range bad {
 		p := noise(uint64(b), sectorBytes)

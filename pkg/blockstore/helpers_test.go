@@ -29,7 +29,8 @@ func smallOptions() Options {
 }
 
 // openStore opens a store that is let go of when the test ends, if not before, and then
-// nothing of it may be left.
+// nothing of it may be left. One that was closed is not let go of once more: what Close
+// leaves open is to be seen.
 func openStore(t testing.TB, fsys vfs.FS, o Options) *Store {
 	t.Helper()
 	leaktest.Check(t)
@@ -37,7 +38,14 @@ func openStore(t testing.TB, fsys vfs.FS, o Options) *Store {
 	if err != nil {
 		t.Fatalf("open store: %v", err)
 	}
-	t.Cleanup(s.abandon)
+	t.Cleanup(func() {
+		s.mu.Lock()
+		closed := s.mu.closed
+		s.mu.Unlock()
+		if !closed {
+			s.abandon()
+		}
+	})
 	return s
 }
 

@@ -349,40 +349,37 @@ func foldPlay(name string, how int, pauses func(vfs.Op) bool, volumes ...string)
 	}
 }
 
-// snapshotPlay takes a snapshot of a volume that is being folded onto garbage, makes a
-// clone of it and deletes the snapshot, so that only the clone names the cut.
-func snapshotPlay() *play {
+// copyPlay copies a volume that is being folded onto garbage, and lets the copy be all that
+// names what the volume had.
+func copyPlay(name string, calls func(st *stage) []func() error) *play {
 	return &play{
-		name: "snapshot",
+		name: name,
 		disk: garbageDisk(false, "a"),
 		begin: func(st *stage) {
 			st.open()
 			st.images["a"] = blocks{9: ownBlock(0)}
 			st.write("a", map[int64][][]byte{0: blocksX[:2], 3: blocksY[:2]})
 			st.folds("a", atSecondRun)
-			st.calls("snapshot", afterMark, st.takes("a", "s"), st.restores("s", "c"), st.forgets("s"))
+			st.calls(name, afterMark, calls(st)...)
 			st.collects(byItself | atOnce)
 		},
 		expect: (*stage).settle,
 	}
 }
 
-// clonePlay clones a volume that is being folded onto garbage, and deletes the volume:
-// its journal still owes the clone its root.
+// snapshotPlay takes a snapshot, makes a clone of it and deletes the snapshot, so that only
+// the clone names the cut.
+func snapshotPlay() *play {
+	return copyPlay("snapshot", func(st *stage) []func() error {
+		return []func() error{st.takes("a", "s"), st.restores("s", "c"), st.forgets("s")}
+	})
+}
+
+// clonePlay clones a volume and deletes it: its journal still owes the clone its root.
 func clonePlay() *play {
-	return &play{
-		name: "clone and delete",
-		disk: garbageDisk(false, "a"),
-		begin: func(st *stage) {
-			st.open()
-			st.images["a"] = blocks{9: ownBlock(0)}
-			st.write("a", map[int64][][]byte{0: blocksX[:2], 3: blocksY[:2]})
-			st.folds("a", atSecondRun)
-			st.calls("clone", afterMark, st.clones("a", "c"), st.deletes("a"))
-			st.collects(byItself | atOnce)
-		},
-		expect: (*stage).settle,
-	}
+	return copyPlay("clone and delete", func(st *stage) []func() error {
+		return []func() error{st.clones("a", "c"), st.deletes("a")}
+	})
 }
 
 // deletePlay deletes the last snapshot that names X and Y while a fold finds them, and

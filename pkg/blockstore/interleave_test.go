@@ -2,10 +2,12 @@ package blockstore
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -48,6 +50,7 @@ type stage struct {
 	images map[string]blocks // of volumes and snapshots by name
 	seen   uint64            // the commit that catalogIsWhole has looked at
 	actors []*actor
+	broken bool          // an actor has panicked or hangs: who touches the store may hang too
 	turn   *actor        // whose turn it is; nil: the director's
 	back   chan struct{} // an actor gives the turn back
 }
@@ -94,19 +97,37 @@ func (st *stage) step(a *actor) bool {
 		a.resume <- struct{}{}
 	} else {
 		a.started = true
-		go func() {
-			a.err = a.do(a)
-			a.ended = true
-			st.back <- struct{}{}
-		}()
+		go st.play(a)
 	}
 	select {
 	case <-st.back:
 		st.turn = nil
 		return true
 	case <-time.After(stuck):
+		st.broken = true
 		return false
 	}
+}
+
+// play is an actor's goroutine.
+func (st *stage) play(a *actor) {
+	defer func() {
+		if r := recover(); r != nil {
+			a.err = st.broke(r)
+		}
+		a.ended = true
+		st.back <- struct{}{}
+	}()
+	a.err = a.do(a)
+}
+
+// broke makes an error of a panic: a flaw is one, and anything else is the engine's.
+func (st *stage) broke(r any) error {
+	if f, ok := r.(flaw); ok {
+		return f
+	}
+	st.broken = true
+	return fmt.Errorf("panic: %v\n%s", r, debug.Stack())
 }
 
 // choice is a point of a schedule: who could go on, and who did.
@@ -142,15 +163,11 @@ func (p *play) perform(t testing.TB, disk *vfs.Mem, turns []int, rng *rand.Rand)
 	st := &stage{TB: t, mem: disk.Clone(), images: make(map[string]blocks), back: make(chan struct{})}
 	st.fs = vfs.NewFaulty(st.mem)
 	defer func() {
-		if st.s != nil {
-			st.leave()
-		}
 		if r := recover(); r != nil {
-			failure, ok := r.(flaw)
-			if !ok {
-				panic(r)
-			}
-			err = failure
+			err = st.broke(r)
+		}
+		if st.s != nil && !st.broken {
+			err = errors.Join(err, st.leave())
 		}
 	}()
 	p.begin(st)
@@ -172,7 +189,7 @@ func (p *play) perform(t testing.TB, disk *vfs.Mem, turns []int, rng *rand.Rand)
 		a := st.actors[able[c.taken]]
 		if !st.step(a) {
 			buf := make([]byte, 1<<20)
-			panic(fmt.Sprintf("%s: schedule %v: %s hangs\n%s", p.name, made, a.name, buf[:runtime.Stack(buf, true)]))
+			return made, false, fmt.Errorf("%s hangs\n%s", a.name, buf[:runtime.Stack(buf, true)])
 		}
 		if a.err != nil {
 			return made, false, fmt.Errorf("%s: %w", a.name, a.err)
@@ -202,7 +219,7 @@ func (st *stage) able() (able []int) {
 }
 
 // leave ends the actors that a cut or failed run has left, and the store.
-func (st *stage) leave() {
+func (st *stage) leave() error {
 	st.fs.SetHook(nil)
 	st.mem.Kill()
 	for left, round := true, 0; left; round++ {
@@ -212,11 +229,12 @@ func (st *stage) leave() {
 				continue
 			}
 			if left = true; round == 1000 || !st.step(a) {
-				panic(a.name + " does not end")
+				return fmt.Errorf("%s does not end", a.name)
 			}
 		}
 	}
 	st.s.abandon()
+	return nil
 }
 
 // flaw is what a run has found to be wrong.
@@ -329,7 +347,7 @@ func TestEveryInterleaving(t *testing.T) {
 			}
 			limit := *interleaveRuns
 			if raceEnabled { // the rest runs without the race detector
-				limit = 200
+				limit = 20
 			}
 			s := &sum{limit: limit}
 			p.searchAll(t, disk, s)
@@ -340,6 +358,30 @@ func TestEveryInterleaving(t *testing.T) {
 			r := &sum{limit: limit}
 			p.sample(t, disk, r)
 			t.Logf("the first %d schedules and %d at random, of up to %d turns", s.runs.Load(), r.runs.Load(), max(s.longest.Load(), r.longest.Load()))
+		})
+	}
+}
+
+// An actor that panics is told with its schedule, as one that finds a flaw is, and the rest
+// of the run comes to an end.
+func TestInterleaving_ActorPanics(t *testing.T) {
+	leaktest.Check(t)
+	for what, do := range map[string]func(st *stage) error{
+		"flaw: x is wrong":  func(st *stage) error { st.flaw("flaw: %s is wrong", "x"); return nil },
+		"panic: assignment": func(st *stage) error { var none map[string]int; none["x"] = 1; return nil },
+		"boom":              func(*stage) error { panic("boom") },
+	} {
+		t.Run(what, func(t *testing.T) {
+			p := &play{begin: func(st *stage) {
+				st.open()
+				t.Cleanup(func() { st.s.abandon() }) // no lock is held here
+				st.add("other", nil, func(*actor) error { return nil })
+				st.add("sick", nil, func(*actor) error { st.pause(); return do(st) })
+			}}
+			made, _, err := p.perform(t, garbageDisk(false)(t), []int{1, 0, 1}, nil)
+			if fmt.Sprint(made) != "101" || err == nil || !strings.Contains(err.Error(), "sick: ") || !strings.Contains(err.Error(), what) {
+				t.Errorf("schedule %v: %v", made, err)
+			}
 		})
 	}
 }

@@ -152,51 +152,6 @@ func TestFailedVolumeAttachesAgain(t *testing.T) {
 	ok(t, s.Close())
 }
 
-// I8: a detach whose last sync failed left the segment in use: the next attach appended
-// behind a mark that the disk may not have.
-func TestFailedDetachAttachesAgain(t *testing.T) {
-	mem := vfs.NewMem()
-	fsys := vfs.NewFaulty(mem)
-	s := openStore(t, fsys, tightOptions())
-	v := newVolume(t, s, "v", 1<<20)
-	image := make([]byte, v.Size())
-	writeBlocks(t, v, image, 0, 1, "write")
-	must(s.CreateSnapshot(context.Background(), v.ID(), "s", nil))(t) // the mark is in a layer of its own
-	failed := ""
-	fsys.SetHook(func(op vfs.Op) error {
-		if op.Kind == vfs.OpDatasync && strings.Contains(op.Name, "/journal/") {
-			failed = op.Name
-			return syscall.EIO
-		}
-		return nil
-	})
-	if err := v.Close(); !errors.Is(err, ErrFailed) || failed == "" {
-		t.Fatalf("detach: %v", err)
-	}
-	fsys.SetHook(func(op vfs.Op) error {
-		if op.Name == failed && (op.Kind == vfs.OpWrite || op.Kind == vfs.OpDatasync || op.Kind == vfs.OpSync) {
-			t.Errorf("%v of %s after its sync failed", op.Kind, op.Name)
-		}
-		return nil
-	})
-	if did, err := s.foldOnce(v); err != nil || !did {
-		t.Fatalf("fold: %v, %v", did, err)
-	}
-	if again, err := s.OpenVolume(context.Background(), v.ID()); err == nil {
-		v = again // the mark is not folded: whoever attaches now must not go on behind it
-	} else {
-		foldAll(t, s)
-		v = attach(t, s, v.ID())
-	}
-	writeBlocks(t, v, image, 4*BlockSize, 2, "write after the failure")
-	ok(t, v.Flush())
-	fsys.SetHook(nil)
-	crashed := crashedClone(t, mem, tightOptions())
-	wantImage(t, readAll(t, attach(t, crashed, v.ID())), image, "volume after a power cut")
-	ok(t, v.Close())
-	ok(t, s.Close())
-}
-
 // I9: a bad page in the journal of one volume stopped its folds, and with the pool full
 // every other writer. It costs what was in it, which reads as an error (I5).
 func TestBadJournalPageStopsNobody(t *testing.T) {

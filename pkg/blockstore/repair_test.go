@@ -311,9 +311,7 @@ func rename(fsys *vfs.Mem, from, to string) {
 // every image that has it, and then nothing is left to be told.
 func TestRepairKeepsWhatHeals(t *testing.T) {
 	x := newSick(t)
-	s := openStore(t, x.fsys, sickOptions())
-	b := attach(t, s, x.ids["b"])
-	hurt(t, s, x.fsys, b, 50)
+	s, b := x.loseBlock(t, "b", 50)
 	ok(t, b.Close())
 	ok(t, s.Close())
 	want := x.unreadable(t, x.fsys)
@@ -345,9 +343,7 @@ func TestRepairKeepsWhatHeals(t *testing.T) {
 // A lost slot is no target for what is written afterwards: it would be lost as well.
 func TestRepairedLossIsNoDedupTarget(t *testing.T) {
 	x := newSick(t)
-	s := openStore(t, x.fsys, sickOptions())
-	b := attach(t, s, x.ids["b"])
-	hurt(t, s, x.fsys, b, 50)
+	s, b := x.loseBlock(t, "b", 50)
 	ok(t, b.Close())
 	ok(t, s.Close())
 	want := x.unreadable(t, x.fsys)[x.ids["b"]]
@@ -435,9 +431,7 @@ func TestRepairOpenFile(t *testing.T) {
 func TestStaleDamageRecordsGo(t *testing.T) {
 	for _, stopped := range []bool{false, true} {
 		x := newSick(t)
-		s := openStore(t, x.fsys, sickOptions())
-		v := attach(t, s, x.ids["b"])
-		hurt(t, s, x.fsys, v, 50)
+		s, v := x.loseBlock(t, "b", 50)
 		if bad := readDamaged(t, v, x.images[v.ID()], "volume"); len(bad) == 0 {
 			t.Fatal("no damage")
 		}
@@ -478,9 +472,7 @@ func hurt50(t *testing.T, x *sick, s *Store, v *Volume) {
 // The record of a damaged slot that was collected goes with it.
 func TestCollectedDamageIsForgotten(t *testing.T) {
 	x := newSick(t)
-	s := openStore(t, x.fsys, sickOptions())
-	v := attach(t, s, x.ids["b"])
-	hurt(t, s, x.fsys, v, 50)
+	s, v := x.loseBlock(t, "b", 50)
 	readDamaged(t, v, x.images[v.ID()], "volume")
 	ok(t, s.damageStep())
 	ok(t, v.Close())

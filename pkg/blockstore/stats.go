@@ -15,8 +15,10 @@ func (s *Store) Stats(perVolume bool) Stats {
 		Full: s.isFull(),
 	}
 	_, st.Garbage = s.coll.known()
-	if space, err := s.fsys.Space(s.dir); err == nil {
-		st.DiskFree, st.DiskUnknown = space.Free, space.Total == 0
+	space, err := s.fsys.Space(s.dir)
+	st.DiskFree, st.DiskUnknown = space.Free, space.Total == 0
+	if err != nil {
+		st.DiskFree, st.DiskUnknown, st.DiskError = 0, true, err.Error()
 	}
 	figures := s.census.figures()
 	st.Volumes, st.Snapshots = figures.volumes, figures.snapshots

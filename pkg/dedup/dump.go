@@ -76,6 +76,7 @@ func dumpTrailer(w io.Writer, r io.ReaderAt, size int64) int64 {
 		return size
 	}
 	if _, err := r.ReadAt(b, size-trailerSize); err != nil {
+		fmt.Fprintf(w, "%10d  trailer: %v\n", size-trailerSize, err)
 		return size
 	}
 	t, err := parseTrailer(b)
@@ -111,11 +112,13 @@ func dumpNodes(w io.Writer, r io.ReaderAt, at int64, h *chunkHead, node func(io.
 // dumpGroups prints how a chunk's groups are stored, in one line.
 func dumpGroups(w io.Writer, r io.ReaderAt, at int64, h *chunkHead) {
 	b := make([]byte, h.front)
-	if _, err := r.ReadAt(b, at+headSize); err != nil {
-		return
+	_, err := r.ReadAt(b, at+headSize)
+	var f *front
+	if err == nil {
+		f, err = parseFront(*h, b)
 	}
-	f, err := parseFront(*h, b)
 	if err != nil {
+		fmt.Fprintf(w, "%10s  groups: %v\n", "", err)
 		return
 	}
 	var n, bytes [CodecS2 + 1]int

@@ -394,18 +394,22 @@ func TestCapacityOfADisk(t *testing.T) {
 		what          string
 		free, reserve int64
 		unknown       bool
+		failed        string
 		want          int64
 	}{
-		{"free above the reserve", 3 << 30, 1 << 30, false, 20 << 30},
-		{"as much as the reserve", 1 << 30, 1 << 30, false, 0},
-		{"one byte more", 1<<30 + 1, 1 << 30, false, 10},
-		{"below the reserve", 1 << 20, 1 << 30, false, 0},
-		{"nothing free", 0, 64 << 20, false, 0},
-		{"nothing free, no reserve left", 0, 0, false, 0},
-		{"more than a number can say", 1 << 62, 0, false, math.MaxInt64},
-		{"statfs answers with zeros", 0, 64 << 20, true, blockstore.MaxVolumeSize},
+		{"free above the reserve", 3 << 30, 1 << 30, false, "", 20 << 30},
+		{"as much as the reserve", 1 << 30, 1 << 30, false, "", 0},
+		{"one byte more", 1<<30 + 1, 1 << 30, false, "", 10},
+		{"below the reserve", 1 << 20, 1 << 30, false, "", 0},
+		{"nothing free", 0, 64 << 20, false, "", 0},
+		{"nothing free, no reserve left", 0, 0, false, "", 0},
+		{"more than a number can say", 1 << 62, 0, false, "", math.MaxInt64},
+		{"statfs answers with zeros", 0, 64 << 20, true, "", blockstore.MaxVolumeSize},
+		{"statfs fails", 0, 64 << 20, true, "input/output error", 0},
 	} {
-		w.engine.SetDisk(tt.free, tt.reserve, tt.unknown)
+		w.engine.SetDisk(func(s *blockstore.Stats) {
+			s.DiskFree, s.Reserve, s.DiskUnknown, s.DiskError = tt.free, tt.reserve, tt.unknown, tt.failed
+		})
 		resp, err := w.GetCapacity(context.Background(), &csi.GetCapacityRequest{})
 		w.must(err)
 		if resp.AvailableCapacity != tt.want {

@@ -14,6 +14,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/dynamicpb"
+
+	"github.com/k8ns/granary/pkg/blockstore"
 )
 
 func TestLogsHaveNoSecrets(t *testing.T) {
@@ -89,6 +91,25 @@ func TestMetrics(t *testing.T) {
 	w.create("v")
 	_, err := w.DeleteVolume(context.Background(), &csi.DeleteVolumeRequest{})
 	wantCode(t, "delete", err, codes.InvalidArgument)
+	found := w.metrics()
+	for key, want := range map[string]float64{
+		"csi_plugin_operations_seconds granary.csi.k8ns.io OK /csi.v1.Controller/CreateVolume":              1,
+		"csi_plugin_operations_seconds granary.csi.k8ns.io InvalidArgument /csi.v1.Controller/DeleteVolume": 1,
+		"granary_store_volumes":          1,
+		"granary_store_stored_bytes":     4 << 30,
+		"granary_store_full":             0,
+		"granary_store_disk_free_bytes":  100 << 30,
+		"granary_store_attached_volumes": 0,
+	} {
+		if got, ok := found[key]; !ok || got != want {
+			t.Errorf("%s = %v, %v; want %v in %v", key, got, ok, want, found)
+		}
+	}
+}
+
+// metrics are the values, by name and labels.
+func (w *world) metrics() map[string]float64 {
+	w.t.Helper()
 	families, err := w.driver.o.Metrics.(*prometheus.Registry).Gather()
 	w.must(err)
 	found := make(map[string]float64)
@@ -101,16 +122,17 @@ func TestMetrics(t *testing.T) {
 			found[key] = m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
 		}
 	}
-	for key, want := range map[string]float64{
-		"csi_plugin_operations_seconds granary.csi.k8ns.io OK /csi.v1.Controller/CreateVolume":              1,
-		"csi_plugin_operations_seconds granary.csi.k8ns.io InvalidArgument /csi.v1.Controller/DeleteVolume": 1,
-		"granary_store_volumes":          1,
-		"granary_store_stored_bytes":     4 << 30,
-		"granary_store_full":             0,
-		"granary_store_attached_volumes": 0,
-	} {
-		if got, ok := found[key]; !ok || got != want {
-			t.Errorf("%s = %v, %v; want %v in %v", key, got, ok, want, found)
+	return found
+}
+
+// What is free on a disk that does not tell is not 0: alerts are for that.
+func TestFreeSpaceIsAMetricWhereItIsKnown(t *testing.T) {
+	w := newWorld(t)
+	for _, unknown := range []bool{true, false} {
+		w.engine.SetDisk(func(s *blockstore.Stats) { s.DiskFree, s.DiskUnknown = 0, unknown })
+		found := w.metrics()
+		if free, there := found["granary_store_disk_free_bytes"]; there == unknown || free != 0 || len(found) < 10 {
+			t.Errorf("unknown %v: %v, there: %v, of %d metrics", unknown, free, there, len(found))
 		}
 	}
 }

@@ -48,7 +48,7 @@ type storeCollector struct {
 	now      func() time.Time
 }
 
-// storeMetrics are the store's figures, all gauges in base units.
+// storeMetrics are the store's figures, all gauges in base units. Each is always there.
 var storeMetrics = []struct {
 	desc  *prometheus.Desc
 	value func(blockstore.Stats) float64
@@ -60,7 +60,6 @@ var storeMetrics = []struct {
 	{storeDesc("stored_bytes", "Chunk files and catalog on the disk."), func(s blockstore.Stats) float64 { return float64(s.Stored) }},
 	{storeDesc("garbage_bytes", "Estimate of stored bytes that nobody names."), func(s blockstore.Stats) float64 { return float64(s.Garbage) }},
 	{storeDesc("journal_used_bytes", "Journal that is not folded yet."), func(s blockstore.Stats) float64 { return float64(s.JournalUsed) }},
-	{storeDesc("disk_free_bytes", "Free space of the data directory's disk."), func(s blockstore.Stats) float64 { return float64(s.DiskFree) }},
 	{storeDesc("damaged_slots", "Blocks that were found damaged and are not healed."), func(s blockstore.Stats) float64 { return float64(s.Damaged) }},
 	{storeDesc("volumes_waiting", "Volumes whose writes wait for disk space or are refused."), func(s blockstore.Stats) float64 { return float64(s.Waiting) }},
 	{storeDesc("full", "1 while writers wait for disk space."), func(s blockstore.Stats) float64 {
@@ -70,6 +69,9 @@ var storeMetrics = []struct {
 		return 0
 	}},
 }
+
+// diskFreeDesc is of a figure that is left out where it is not known: a 0 would be a full disk.
+var diskFreeDesc = storeDesc("disk_free_bytes", "Free space of the data directory's disk; absent if its file system does not tell.")
 
 var attachedDesc = storeDesc("attached_volumes", "Volumes that are block devices now.")
 
@@ -88,6 +90,7 @@ func (c storeCollector) Describe(out chan<- *prometheus.Desc) {
 	for _, m := range storeMetrics {
 		out <- m.desc
 	}
+	out <- diskFreeDesc
 	out <- attachedDesc
 	out <- waitingDesc
 }
@@ -97,6 +100,9 @@ func (c storeCollector) Collect(out chan<- prometheus.Metric) {
 	stats := c.store.Stats(false)
 	for _, m := range storeMetrics {
 		out <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, m.value(stats))
+	}
+	if !stats.DiskUnknown {
+		out <- prometheus.MustNewConstMetric(diskFreeDesc, prometheus.GaugeValue, float64(stats.DiskFree))
 	}
 	attached := c.attached.List()
 	out <- prometheus.MustNewConstMetric(attachedDesc, prometheus.GaugeValue, float64(len(attached)))
@@ -111,6 +117,6 @@ func (c storeCollector) Collect(out chan<- prometheus.Metric) {
 			waiting = max(0, now.Sub(*info.WaitingSince).Seconds())
 		}
 		out <- prometheus.MustNewConstMetric(waitingDesc, prometheus.GaugeValue, waiting,
-			info.ID, info.Name, info.Labels[labelPVC], info.Labels[labelPVCNamespace])
+			info.ID, info.Name, info.Labels[LabelClaim], info.Labels[LabelClaimNamespace])
 	}
 }

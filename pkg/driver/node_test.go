@@ -320,26 +320,53 @@ func TestRefusedStageChangesNothing(t *testing.T) { // I11
 	w.must(w.stage(id, p, mountCap("ext4")))
 }
 
-// A publish of which the first of two mounts succeeded is undone.
+// A publish of which the first of two mounts succeeded is undone, also when nobody waits
+// for its answer any more.
 func TestHalfABindMount(t *testing.T) {
-	w := newWorld(t)
-	id, p := w.create("v").VolumeId, w.paths()
-	w.must(w.stage(id, p, mountCap("")))
-	half := &halfBind{Host: w.host}
-	w.driver.host = half
-	wantCode(t, "publish", w.publishReadOnly(id, p, mountCap("")), codes.Internal)
-	if m, err := w.driver.topmost(p.target); m != nil || err != nil {
-		t.Errorf("left: %+v, %v", m, err)
+	for _, ended := range []bool{false, true} {
+		t.Run(fmt.Sprintf("ended=%v", ended), func(t *testing.T) {
+			w := newWorld(t)
+			id, p := w.create("v").VolumeId, w.paths()
+			w.must(w.stage(id, p, mountCap("")))
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			half := &halfBind{Host: w.host}
+			if ended {
+				half.end = cancel
+			}
+			w.driver.host = half
+			req := &csi.NodePublishVolumeRequest{VolumeId: id, StagingTargetPath: p.staging, TargetPath: p.target, VolumeCapability: mountCap(""), Readonly: true}
+			_, err := w.driver.withVolume(ctx, id, req, func(ctx context.Context, _ any) (any, error) { return w.driver.NodePublishVolume(ctx, req) })
+			if err == nil || !strings.Contains(err.Error(), "remount failed") {
+				t.Errorf("publish: %v", err)
+			}
+			if m, err := w.driver.topmost(p.target); m != nil || err != nil {
+				t.Errorf("left: %+v, %v", m, err)
+			}
+			if _, err := os.Lstat(p.target); !os.IsNotExist(err) {
+				t.Errorf("the target is still there: %v", err)
+			}
+			if uses := w.engine.Attachments()[0].Uses; len(uses) != 1 || uses[0].Path != p.staging {
+				t.Errorf("on record: %+v", uses)
+			}
+			w.driver.host = w.host
+			w.must(w.publishReadOnly(id, p, mountCap("")))
+		})
 	}
-	w.driver.host = w.host
-	w.must(w.publishReadOnly(id, p, mountCap("")))
 }
 
 // halfBind makes a bind mount and then says that it failed.
-type halfBind struct{ export.Host }
+type halfBind struct {
+	export.Host
+	end context.CancelFunc // of the call, in between; nil: it goes on
+}
 
 func (h *halfBind) BindMount(ctx context.Context, source, target string, _ []string) error {
-	return errors.Join(h.Host.BindMount(ctx, source, target, nil), errors.New("remount failed"))
+	err := h.Host.BindMount(ctx, source, target, nil)
+	if h.end != nil {
+		h.end()
+	}
+	return errors.Join(err, errors.New("remount failed"))
 }
 
 // The daemon's own files are nobody's target.

@@ -22,10 +22,12 @@ const (
 const allowedParameters = paramFSType + " (ext4, xfs, btrfs), " + paramCompression + " (zstd, s2, none), " +
 	paramBlockSize + " (512, 4096), " + paramOnFull + " (wait, error)"
 
-// Labels of a volume that the provisioner gives: the claim that it was made for.
+// Labels of a volume that the provisioner gives: the claim that it was made for, and the
+// PersistentVolume that it is to be.
 const (
-	labelPVC          = "csi.storage.k8s.io/pvc/name"
-	labelPVCNamespace = "csi.storage.k8s.io/pvc/namespace"
+	LabelClaim            = "csi.storage.k8s.io/pvc/name"
+	LabelClaimNamespace   = "csi.storage.k8s.io/pvc/namespace"
+	LabelPersistentVolume = "csi.storage.k8s.io/pv/name"
 )
 
 // sidecarKey matches the keys that Kubernetes' sidecars add or use: names of the

@@ -80,11 +80,12 @@ func (p *publish) run(ctx context.Context) error {
 		flags = []string{"ro"}
 	}
 	if err := p.volume.AddUse(use); err != nil {
-		return err
+		return errors.Join(err, removeTarget(p.target))
 	}
 	if err := p.d.host.BindMount(ctx, source, p.target, flags); err != nil {
-		// Before Linux 5.12 a read-only bind mount is two mounts: the first may be there.
-		return errors.Join(err, p.d.unmount(ctx, p.volume, p.target), removeTarget(p.target))
+		// Before Linux 5.12 a read-only bind mount is two mounts: the first may be there. A
+		// caller that has given up must not leave it, and a use on record, behind.
+		return errors.Join(err, p.d.unmount(context.WithoutCancel(ctx), p.volume, p.target), removeTarget(p.target))
 	}
 	return nil
 }

@@ -378,10 +378,11 @@ func (d *Driver) GetCapacity(_ context.Context, req *csi.GetCapacityRequest) (*c
 }
 
 // available is max(0, free - reserve) x overcommit, in bytes. Unknown is not none: some
-// file systems answer statfs with zeros, and no volume would ever be placed there.
+// file systems answer statfs with zeros, and no volume would ever be placed there. But a
+// disk that answers with an error gets none.
 func (d *Driver) available() int64 {
 	stats := d.store.Stats(false)
-	if stats.DiskUnknown {
+	if stats.DiskUnknown && stats.DiskError == "" {
 		return blockstore.MaxVolumeSize
 	}
 	free := max(0, stats.DiskFree-stats.Reserve)

@@ -66,7 +66,7 @@ func TestWaitingMetric(t *testing.T) {
 	if _, err := newMetrics(Options{Metrics: registry, Now: func() time.Time { return w.clock }}, w.engine, w.attached); err != nil {
 		t.Fatal(err)
 	}
-	labelled := parameters(labelPVC, "claim", labelPVCNamespace, "shop")
+	labelled := parameters(LabelClaim, "claim", LabelClaimNamespace, "shop")
 	id, p := w.create("v", labelled).VolumeId, w.paths()
 	w.create("idle")
 	waiting := func() map[string]float64 {

@@ -72,8 +72,11 @@ func (e *statusError) Error() string {
 // errOther is a claim that has only the name of the one that is meant.
 var errOther = errors.New("another claim has this name")
 
-// isTemporary tells errors that may be over later from those that will not.
+// isTemporary tells errors that may be over later from those that will not, and from none.
 func isTemporary(err error) bool {
+	if err == nil {
+		return false
+	}
 	var status *statusError
 	if errors.As(err, &status) {
 		return status.code >= 500 || status.code == http.StatusTooManyRequests || status.code == http.StatusUnauthorized

@@ -94,9 +94,9 @@ type pending struct {
 
 func (e *pending) key() key { return key{e.Object, e.Reason} }
 
-// posted is an event that the API server has.
+// posted is an event that the API server has, or refused.
 type posted struct {
-	name  string
+	name  string // "": it has none
 	count int
 	at    time.Time
 }
@@ -115,12 +115,10 @@ func (p *Poster) Post(e Event) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	k := key{e.Object, e.Reason}
-	for _, old := range p.mu.pending {
-		if old.key() == k {
-			old.Event, old.last = e, now
-			old.times++
-			return
-		}
+	if old := p.noted(k); old != nil {
+		old.Event, old.last = e, now
+		old.times++
+		return
 	}
 	if len(p.mu.pending) >= maxPending {
 		p.mu.dropped++
@@ -200,32 +198,47 @@ func (p *Poster) take() (*pending, time.Duration) {
 
 const (
 	firstRetry = 5 * time.Second
-	giveUp     = 10 * time.Minute // an older event is no news
+	giveUp     = 10 * time.Minute // what happened last before that is no news
 )
 
 // settle remembers an event that was posted, and notes one anew whose request may succeed
-// later.
+// later. The same event that was noted meanwhile waits as long as this one would.
 func (p *Poster) settle(e *pending, after posted, err error) {
 	now := p.o.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err == nil {
-		p.remember(e.key(), after)
+	k := e.key()
+	next := p.noted(k)
+	if isTemporary(err) && (next != nil || now.Sub(e.last) <= giveUp) {
+		if next == nil {
+			next = e
+			p.mu.pending = append(p.mu.pending, e)
+		} else {
+			next.times += e.times
+			next.noted = e.noted
+		}
+		next.due = now.Add(firstRetry << min(e.tries, 5))
+		next.tries = e.tries + 1
 		return
 	}
-	if !isTemporary(err) || now.Sub(e.noted) > giveUp {
-		return
+	if err != nil { // it is lost, but not tried more often for that
+		after = p.mu.posted[k]
+		after.at = now
 	}
-	for _, newer := range p.mu.pending { // it happened again meanwhile
-		if newer.key() == e.key() {
-			newer.times += e.times
-			newer.noted = e.noted
-			return
+	p.remember(k, after)
+	if next != nil {
+		next.due = after.at.Add(p.o.Interval)
+	}
+}
+
+// noted is the event that is to be posted, nil if there is none. Called with p.mu held.
+func (p *Poster) noted(k key) *pending {
+	for _, e := range p.mu.pending {
+		if e.key() == k {
+			return e
 		}
 	}
-	e.due = now.Add(firstRetry << min(e.tries, 5))
-	e.tries++
-	p.mu.pending = append(p.mu.pending, e)
+	return nil
 }
 
 // remember bounds what is remembered: the oldest is forgotten, and would be posted as a
@@ -266,9 +279,9 @@ func (p *Poster) note(err error) {
 // send posts an event as a new object, or counts up the one that is there.
 func (p *Poster) send(ctx context.Context, e *pending) (posted, error) {
 	p.mu.Lock()
-	before, known := p.mu.posted[e.key()]
+	before := p.mu.posted[e.key()]
 	p.mu.Unlock()
-	if known {
+	if before.name != "" {
 		after := posted{before.name, before.count + e.times, p.o.Now()}
 		err := p.api.countUp(ctx, e, after)
 		if !isGone(err) {

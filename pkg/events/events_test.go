@@ -40,6 +40,19 @@ type server struct {
 	events   map[string]bool // paths
 	fail     int             // status of every answer; 0: as it should be
 	instead  http.Handler    // answers everything; nil: nobody does
+	asked    int             // requests, whoever answered
+}
+
+// wantAsked wants that somebody asked at all since the last call, and tells how often.
+func (s *server) wantAsked(what string) int {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.asked
+	if s.asked = 0; n == 0 {
+		s.t.Errorf("%s: nothing was requested", what)
+	}
+	return n
 }
 
 // answers sets how every request is answered, see fail and instead.
@@ -80,6 +93,7 @@ func (s *server) write(file, text string) {
 
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
+	s.asked++
 	if instead := s.instead; instead != nil {
 		s.mu.Unlock()
 		instead.ServeHTTP(w, r)
@@ -288,6 +302,7 @@ func TestRedirectIsNotFollowed(t *testing.T) {
 	s.answers(0, http.RedirectHandler(other.https.URL+"/api/v1/namespaces/default/events", http.StatusTemporaryRedirect))
 	s.Post(Event{Object: node, Reason: "A"})
 	s.run()
+	s.wantAsked("the one that sends elsewhere")
 	other.wantRequests("redirected")
 }
 
@@ -343,10 +358,47 @@ func TestServerThatRefuses(t *testing.T) {
 		s.answers(code, nil)
 		s.Post(Event{Object: node, Reason: "A"})
 		s.run()
-		s.took()
+		s.wantRequests("first", "POST ")
 		s.clock = s.clock.Add(time.Hour)
 		s.run()
 		s.wantRequests("refused")
+	}
+}
+
+// What cannot be posted is not tried more often for happening again and again: refused for
+// good it is asked for once a minute, and a failing server ever less often.
+func TestRepeatedEventThatCannotBePosted(t *testing.T) {
+	for code, most := range map[int]int{http.StatusForbidden: 6, http.StatusServiceUnavailable: 7} {
+		for _, during := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%d during=%v", code, during), func(t *testing.T) {
+				s := newServer(t)
+				again := Event{Object: node, Reason: "A", Message: "again"}
+				s.answers(0, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+					if during { // the request for it is under way
+						s.Post(again)
+					}
+					w.WriteHeader(code)
+				}))
+				s.Post(again)
+				for range 300 {
+					s.run()
+					s.clock = s.clock.Add(time.Second)
+					if !during {
+						s.Post(again)
+					}
+				}
+				if n := s.wantAsked("five minutes"); n > most || n < 3 {
+					t.Errorf("%d requests in five minutes, want 3 to %d", n, most)
+				}
+				s.answers(0, nil)
+				s.clock = s.clock.Add(3 * time.Minute)
+				s.run()
+				// What was refused is lost, the rest is counted.
+				if bodies := s.wantRequests("mended", "POST "); code == http.StatusServiceUnavailable && bodies[0]["count"].(float64) < 7 {
+					t.Errorf("%v", bodies[0])
+				}
+			})
+		}
 	}
 }
 

@@ -248,7 +248,7 @@ func (a *Attached) detach(ctx context.Context) error {
 		a.gone.Store(true)
 	}
 	// What the last close wrote back has been written, not flushed.
-	if err := within(ctx, a.dev.Flush); err != nil {
+	if err := Within(ctx, a.dev.Flush); err != nil {
 		return err
 	}
 	a.mu.closed = true
@@ -271,7 +271,7 @@ func (a *Attached) clearLoop(ctx context.Context) error {
 	if len(by) > 0 {
 		return inUse(a.loop.Path, by)
 	}
-	if err := within(ctx, func() error { return a.host.FlushDevice(a.loop.Path) }); err != nil {
+	if err := Within(ctx, func() error { return a.host.FlushDevice(a.loop.Path) }); err != nil {
 		return err
 	}
 	return a.host.DetachLoop(ctx, a.loop.Path, false)
@@ -328,15 +328,16 @@ func (a *Attached) closeBuffers() {
 	}
 }
 
-// within runs f and waits for it as long as ctx allows. f may outlive the call.
-func within(ctx context.Context, f func() error) error {
+// Within runs f and waits for it as long as ctx allows; the error is then ctx's cause. f
+// may outlive the call.
+func Within(ctx context.Context, f func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- f() }()
 	select {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 }
 

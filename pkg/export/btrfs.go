@@ -53,7 +53,7 @@ func (h *localHost) PrepareCopy(ctx context.Context, device, fsType string, uuid
 	case uuid == [16]byte{}:
 		return fmt.Errorf("prepare copy on %s: the UUID is all zeros: %w", device, ErrInvalid)
 	}
-	err := within(ctx, func() error {
+	err := Within(ctx, func() error {
 		return apart(func() error {
 			d, err := h.openExclusive(ctx, device)
 			if err != nil {

@@ -92,7 +92,7 @@ func TestInit(t *testing.T) {
 	if flags := uint64(order.Uint32(out[12:])) | uint64(order.Uint32(out[32:]))<<32; flags != capsWanted {
 		t.Errorf("flags %x", flags)
 	}
-	if order.Uint32(out[20:]) != maxRequest || order.Uint16(out[16:]) != 128 || order.Uint16(out[18:]) != 96 {
+	if order.Uint32(out[20:]) != maxRequest || order.Uint16(out[16:]) != 256 || order.Uint16(out[18:]) != 192 {
 		t.Errorf("%v", out)
 	}
 	s, have := f.Session()

@@ -315,7 +315,7 @@ func waitGone(ctx context.Context, n int, file string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %s to go: %w", loopPath(n), ctx.Err())
+			return fmt.Errorf("wait for %s to go: %w", loopPath(n), context.Cause(ctx))
 		case <-time.After(loopPoll):
 		}
 	}

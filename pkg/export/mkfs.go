@@ -211,8 +211,8 @@ func runProgram(ctx context.Context, files []*os.File, limit time.Duration, name
 	if err == nil {
 		return 0, nil
 	}
-	if ctx.Err() != nil {
-		err = fmt.Errorf("%w: %w", ctx.Err(), err)
+	if cause := context.Cause(ctx); cause != nil {
+		err = fmt.Errorf("%w: %w", cause, err)
 	}
 	code := -1
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {

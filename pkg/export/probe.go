@@ -17,7 +17,7 @@ const probeBytes = maxRequest
 // somebody read before the volume's blocks went bad would hide that.
 func (h *localHost) ProbeFS(ctx context.Context, device string) (string, error) {
 	found := make(chan string, 1)
-	err := within(ctx, func() error {
+	err := Within(ctx, func() error {
 		fsType, err := apartValue(func() (string, error) { return probeFS(device) })
 		found <- fsType
 		return err

@@ -10,16 +10,20 @@ import (
 	"time"
 )
 
-// Since Linux 6.14 the kernel can end FUSE connections of which a request is not answered
+// Since Linux 6.15 the kernel can end FUSE connections of which a request is not answered
 // in time, and two settings of the machine switch that on for everybody. A device whose
 // write waits for disk space would be gone for good, with whatever is mounted on it.
 
 // fuseSettings is where they are below /proc.
 const fuseSettings = "sys/fs/fuse"
 
+// leastTimeout is how often the kernel looks, in seconds, and so the least limit that it
+// makes of a smaller one.
+const leastTimeout = 15
+
 // requestTimeout reads what a connection that is made now gets, by the kernel's rule: the
 // default is for a server that does not ask for a limit, as ours, and the maximum is for
-// all.
+// all. A request may take leastTimeout longer before the kernel sees it.
 func requestTimeout(proc string) (time.Duration, error) {
 	deflt, err := fuseSetting(proc, "default_request_timeout")
 	if err != nil {
@@ -32,6 +36,9 @@ func requestTimeout(proc string) (time.Duration, error) {
 	limit := most
 	if deflt > 0 && (most == 0 || deflt < most) {
 		limit = deflt
+	}
+	if limit > 0 {
+		limit = max(limit, leastTimeout)
 	}
 	return time.Duration(limit) * time.Second, nil
 }

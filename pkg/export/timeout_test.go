@@ -13,12 +13,15 @@ func TestRequestTimeout(t *testing.T) {
 		want              time.Duration
 		fails             bool
 	}{
-		{"older than Linux 6.14", "-", "-", 0, false},
+		{"older than Linux 6.15", "-", "-", 0, false},
 		{"both off", "0\n", "0\n", 0, false},
 		{"a default", "120\n", "0\n", 2 * time.Minute, false},
 		{"a maximum", "0\n", "60\n", time.Minute, false},
 		{"the default is less", "30\n", "60\n", 30 * time.Second, false},
 		{"the maximum is less", "90\n", "60\n", time.Minute, false},
+		{"the kernel's least", "15\n", "0\n", 15 * time.Second, false},
+		{"a default below it", "1\n", "0\n", 15 * time.Second, false},
+		{"a maximum below it", "60\n", "14\n", 15 * time.Second, false},
 		{"the largest", "65535\n", "0\n", 65535 * time.Second, false},
 		{"no number", "soon\n", "0\n", 0, true},
 		{"negative", "0\n", "-1\n", 0, true},

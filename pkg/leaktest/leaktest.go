@@ -166,11 +166,12 @@ func isHarness(stack string) bool {
 
 // descriptors notes each open file that is not the runtime's own.
 func (h holdings) descriptors() {
-	links, _ := filepath.Glob("/proc/self/fd/*")
+	list := fmt.Sprintf("/proc/%d/fd", os.Getpid())
+	links, _ := filepath.Glob(list + "/*")
 	for _, link := range links {
 		target, err := os.Readlink(link)
-		if err != nil || strings.HasPrefix(target, "/proc/") || target == "anon_inode:[eventpoll]" || target == "anon_inode:[eventfd]" {
-			continue // that which lists them among them
+		if err != nil || target == list || target == "anon_inode:[eventpoll]" || target == "anon_inode:[eventfd]" {
+			continue // the list of them is open too while somebody reads it
 		}
 		h.things["descriptor "+filepath.Base(link)+" of "+target] = ""
 	}

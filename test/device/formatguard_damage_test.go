@@ -111,7 +111,7 @@ func TestUnreadableFirstMegabyte(t *testing.T) { // I5, I11
 func (g *guarded) forgetDamage() {
 	g.Helper()
 	if out, err := g.daemon.Do(g.ctx, "check", "--read-data"); err != nil {
-		g.Logf("check once the disk reads again: %v\n%s", err, out)
+		g.Errorf("check once the disk reads again: %v\n%s", err, out)
 	}
 }
 

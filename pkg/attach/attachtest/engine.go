@@ -94,11 +94,11 @@ func (e *Engine) SetFailed(id, why string) {
 	e.mu.volumes[id].info.Failed = why
 }
 
-// SetDisk says what Stats tells of the disk.
-func (e *Engine) SetDisk(free, reserve int64, unknown bool) {
+// SetDisk makes Stats tell of the disk what disk says.
+func (e *Engine) SetDisk(disk func(*blockstore.Stats)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.mu.disk = func(s *blockstore.Stats) { s.DiskFree, s.Reserve, s.DiskUnknown = free, reserve, unknown }
+	e.mu.disk = disk
 }
 
 // SetWaiting says since when a volume's writes wait for disk space; nil: they do not.

@@ -176,11 +176,12 @@ func (c *conn) Truncate(_ *os.File, size int64) error {
 	return nil
 }
 
-// Abort implements export.FUSEConn. It does not wait for a request under way.
+// Abort implements export.FUSEConn. It does not wait for a request under way. A connection
+// that was closed has ended already.
 func (c *conn) Abort() error {
 	// The server's end is still ours; both ends see the end of the stream.
 	err := unix.Shutdown(int(c.server.Fd()), unix.SHUT_RDWR)
-	if err == unix.ENOTCONN {
+	if err == unix.ENOTCONN || err == unix.EBADF {
 		return nil
 	}
 	return err
