@@ -9,7 +9,7 @@ import (
 	"github.com/k8ns/granary/pkg/dedup"
 )
 
-// brokenSink is a sink that takes so many nodes and then no more.
+// brokenSink is a sink that takes so many nodes, refuses one and would take more.
 type brokenSink struct {
 	memSink
 	left    int
@@ -17,11 +17,11 @@ type brokenSink struct {
 }
 
 func (s *brokenSink) AddNode(node []byte) (int, uint16, error) {
-	if s.left == 0 {
+	s.left--
+	if s.left == -1 {
 		s.refused = true
 		return 0, 0, errUnreadable
 	}
-	s.left--
 	return s.memSink.AddNode(node)
 }
 
