@@ -8,6 +8,17 @@ import (
 	"github.com/k8ns/granary/pkg/vfs"
 )
 
+// failOnce fails the next write of a chunk; what is tried after it would succeed.
+func failOnce(faulty *vfs.Faulty, with error) {
+	faulty.SetHook(func(op vfs.Op) error {
+		if op.Kind != vfs.OpWrite || op.Off == 0 {
+			return nil
+		}
+		faulty.SetHook(nil)
+		return with
+	})
+}
+
 // ended wants a session of which every call fails with the error that ended it.
 func ended(t *testing.T, what string, w *Writer, with error) {
 	t.Helper()
@@ -40,12 +51,7 @@ func TestSessionEndsWhereItsChunkFails(t *testing.T) {
 			s := open(t, faulty, 1, func(o *Options) { o.FileBytes = 1 << 20 })
 			at := put(t, s, 5000)
 			size := s.Files()[0].Size
-			faulty.SetHook(func(op vfs.Op) error {
-				if op.Kind == vfs.OpWrite {
-					return fault
-				}
-				return nil
-			})
+			failOnce(faulty, fault)
 			w := s.NewWriter(CodecZstd, 3)
 			for n := range c.blocks {
 				if _, err := w.Block(block(n), Slot{}); err != nil {
@@ -57,7 +63,6 @@ func TestSessionEndsWhereItsChunkFails(t *testing.T) {
 			}
 			ended(t, c.what, w, fault)
 			w.Close()
-			faulty.SetHook(nil)
 			if st := s.Stats(); st.Chunks != 1 || s.Files()[0].Size != size {
 				t.Errorf("%s: %+v", c.what, st)
 			}
@@ -173,12 +178,7 @@ func TestHealingFails(t *testing.T) {
 	} {
 		for _, fault := range []error{errBroken, vfs.ErrNoSpace} {
 			mem, faulty, s, at := rotten(t, n)
-			faulty.SetHook(func(op vfs.Op) error {
-				if op.Kind == vfs.OpWrite && op.Off > 0 {
-					return fault
-				}
-				return nil
-			})
+			failOnce(faulty, fault)
 			w := s.NewWriter(CodecZstd, 3)
 			if err := c.do(w); !errors.Is(err, fault) {
 				t.Errorf("%s: %v", c.what, err)
@@ -188,7 +188,6 @@ func TestHealingFails(t *testing.T) {
 				t.Errorf("%s: %d slots are healed by what was not stored", c.what, len(h))
 			}
 			w.Close()
-			faulty.SetHook(nil)
 			if d := s.DamagedCount(); d != n {
 				t.Errorf("%s: %d slots of %d are known damage", c.what, d, n)
 			}
