@@ -67,6 +67,8 @@ type load struct {
 	cuts     atomic.Int64 // snapshots being taken
 	verified atomic.Int64
 	pending  atomic.Int64 // clones made of a snapshot that was not ready
+	layers   atomic.Int64 // throw-away layers written to
+	checks   atomic.Int64
 	names    atomic.Int64
 }
 
@@ -320,6 +322,11 @@ func (l *load) verifyOne(rng *rand.Rand, tk taken) error {
 			return err
 		}
 	}
+	if rng.IntN(3) == 0 {
+		if err := l.throwAway(ctx, rng, tk); err != nil {
+			return fmt.Errorf("with a throw-away layer: %w", err)
+		}
+	}
 	v, err := l.s.OpenVolume(ctx, tk.clone)
 	if err != nil {
 		return err
@@ -347,6 +354,55 @@ func (l *load) verifyOne(rng *rand.Rand, tk taken) error {
 		return l.s.DeleteSnapshot(tk.snapshot)
 	}
 	return nil
+}
+
+// throwAway reads a clone through a throw-away layer, and writes to that what nobody is to
+// see later.
+func (l *load) throwAway(ctx context.Context, rng *rand.Rand, tk taken) error {
+	c, err := l.s.OpenScratch(ctx, tk.clone)
+	if err != nil {
+		return err
+	}
+	image, again := make([]byte, c.Size()), make([]byte, c.Size())
+	if _, err := c.ReadAt(image, 0); err != nil {
+		return err
+	}
+	if err := checkImage(image, tk.lo, tk.hi); err != nil {
+		return err
+	}
+	for range 8 {
+		off, n := scratchSpan(rng, c.Size())
+		p := noise(rng.Uint64(), int(n))
+		if _, err := c.WriteAt(p, off); err != nil {
+			return err
+		}
+		copy(image[off:], p)
+		off, n = scratchSpan(rng, c.Size())
+		if err := c.Discard(off, n); err != nil {
+			return err
+		}
+		clear(image[off : off+n])
+	}
+	if _, err := c.ReadAt(again, 0); err != nil || !bytes.Equal(again, image) {
+		return fmt.Errorf("reads otherwise than it was written: %w", err)
+	}
+	l.layers.Add(1)
+	return c.Close()
+}
+
+// check verifies the store while all else goes on.
+func (l *load) check() {
+	for n := 0; !l.stopped(); n++ {
+		err := l.s.Check(context.Background(), CheckOptions{ReadData: n%2 == 0, Workers: 1}, func(p Problem) {
+			l.fail("check under load: %v", p)
+		})
+		if err != nil {
+			l.fail("check: %v", err)
+			return
+		}
+		l.checks.Add(1)
+		time.Sleep(100 * time.Millisecond) // no collection beside one
+	}
 }
 
 // attachDetach uses a volume of its own: write, detach, snapshot, attach, compare.
@@ -424,6 +480,7 @@ func TestConcurrent(t *testing.T) {
 	wg.Go(func() { l.verify(rand.New(rand.NewPCG(2, 3)), out) })
 	wg.Go(func() { l.attachDetach(rand.New(rand.NewPCG(1, 4))) })
 	wg.Go(l.views)
+	wg.Go(l.check)
 	wg.Go(func() {
 		for ; !l.stopped(); collections.Add(1) {
 			if _, err := s.Collect(context.Background()); err != nil {
@@ -443,7 +500,12 @@ func TestConcurrent(t *testing.T) {
 			time.Sleep(50 * time.Millisecond)
 		}
 	})
-	time.Sleep(4 * time.Second)
+	enough := func() bool {
+		return l.verified.Load() >= 20 && l.pending.Load() > 0 && l.layers.Load() > 0 && collections.Load() > 0 && l.checks.Load() > 1
+	}
+	for began := time.Now(); time.Since(began) < 4*time.Second || !enough() && time.Since(began) < time.Minute; {
+		time.Sleep(50 * time.Millisecond)
+	}
 	close(l.stop)
 	within(t, time.Minute, "all goroutines end", wg.Wait)
 	if t.Failed() {
@@ -455,9 +517,10 @@ func TestConcurrent(t *testing.T) {
 		ops += w.acked.Load()
 		beside, alone = max(beside, w.longest.Load()), max(alone, w.alone.Load())
 	}
-	t.Logf("%d writes, %d images verified (%d made of a pending snapshot), %d collections; longest write beside a snapshot %v, otherwise %v",
-		ops, l.verified.Load(), l.pending.Load(), collections.Load(), time.Duration(beside), time.Duration(alone))
-	if l.verified.Load() == 0 || l.pending.Load() == 0 || collections.Load() == 0 || ops < 1000 {
+	t.Logf("%d writes, %d images verified (%d made of a pending snapshot, %d with a throw-away layer), %d collections, %d checks; "+
+		"longest write beside a snapshot %v, otherwise %v", ops, l.verified.Load(), l.pending.Load(), l.layers.Load(),
+		collections.Load(), l.checks.Load(), time.Duration(beside), time.Duration(alone))
+	if !enough() || ops < 1000 {
 		t.Errorf("too little happened to prove anything")
 	}
 	compare := func(s *Store, vols [loadVolumes]*Volume) {

@@ -434,3 +434,69 @@ func TestFullEndsWithoutWriters(t *testing.T) {
 	stopRun()
 	ok(t, s.Close())
 }
+
+// Holes go on where a write waits, on the same volume too: the kernel's thread that makes
+// them hands over the reads as well.
+func TestFullTakesHoles(t *testing.T) {
+	leaktest.Check(t)
+	ctx := context.Background()
+	fsys := vfs.NewMem()
+	s := openStore(t, fsys, fullOptions())
+	stopRun := runStore(t, s)
+	v := newVolume(t, s, "v", 4<<20)
+	image := noise(1, int(v.Size()))
+	writeAt(t, v, image, 0)
+	sn := must(s.CreateSnapshot(ctx, v.ID(), "sn", nil))(t) // so that no hole gives space back
+	must(s.WaitSnapshot(ctx, sn.ID))(t)
+	fsys.SetCapacity(used(t, fsys) + 300<<10)
+
+	w := &fullWriter{v: newVolume(t, s, "w", 4<<20), id: 2, image: make([]byte, 4<<20)}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() { w.run(t, stop) })
+	wg.Go(func() { // and one more on the volume of the holes, behind them
+		writeAt(t, v, noise(3, 1<<20), 3<<20)
+	})
+	copy(image[3<<20:], noise(3, 1<<20))
+	for _, volume := range []*Volume{v, w.v} {
+		waitFor(t, 20*time.Second, "the volume waits", func() bool { return waitsSince(volume) })
+	}
+	n := 0
+	for ; n < 500; n++ {
+		off := int64(n*7%(3<<20/sectorBytes-2)) * sectorBytes
+		size := int64(1+n%2) * 2 * sectorBytes // parts of blocks too
+		var err error
+		within(t, 20*time.Second, "a hole on a full disk", func() { err = v.Discard(off, size) })
+		if n >= 6 && errors.Is(err, ErrNoSpace) { // what is kept for holes is used up
+			break
+		}
+		ok(t, err)
+		clear(image[off : off+size])
+	}
+	t.Logf("%d holes", n)
+	for _, volume := range []*Volume{v, w.v} {
+		if !waitsSince(volume) {
+			t.Errorf("volume %s: does not say that it waits", volume.ID())
+		}
+	}
+	ok(t, v.Flush())
+	wantImage(t, readAll(t, v)[:3<<20], image[:3<<20], "volume with holes on a full disk")
+	fsys.SetCapacity(1 << 40)
+	done := w.acked.Load()
+	waitFor(t, 20*time.Second, "the writer goes on", func() bool { return w.acked.Load() > done })
+	close(stop)
+	wg.Wait()
+	waitFor(t, 20*time.Second, "the store is not full any more", func() bool { return !s.isFull() })
+	wantImage(t, readAll(t, v), image, "volume with holes")
+	wantImage(t, readAll(t, w.v), w.image, "the writer's volume")
+	wantClean(t, s)
+	stopRun()
+	ok(t, s.Close())
+}
+
+// waitsSince tells whether the volume says that its records wait for space.
+func waitsSince(v *Volume) bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return !v.mu.starved.IsZero()
+}

@@ -136,6 +136,14 @@ func (v *Volume) starve(now time.Time) (since time.Time, giveUp bool) {
 // fed ends a wait for space. Called with v.mu held.
 func (v *Volume) fed() { v.mu.starved, v.mu.giveUp = time.Time{}, false }
 
+// feed ends the wait of one volume's records: those that still want space say so again.
+func (v *Volume) feed() {
+	v.mu.Lock()
+	v.fed()
+	v.mu.Unlock()
+	v.store.pool.Wake()
+}
+
 // waiting counts the volumes whose records wait for space.
 func (s *Store) waiting() (n int) {
 	s.mu.Lock()

@@ -20,7 +20,8 @@ type reserve struct {
 	fsys      vfs.FS
 	dir       string
 	fileBytes int64
-	base      int // files beside those for the debt
+	base      int   // files beside those for the debt
+	forHoles  int64 // bytes of those files that holes may use on a full disk
 
 	debt    atomic.Int64 // bytes that folding can append at most
 	covered atomic.Int64 // bytes of the files that are there for it
@@ -35,6 +36,7 @@ type reserve struct {
 func openReserve(fsys vfs.FS, dir string, segmentBytes, baseBytes int64) (*reserve, error) {
 	r := &reserve{fsys: fsys, dir: dir, fileBytes: segmentBytes + segmentBytes/16}
 	r.base = int((baseBytes + r.fileBytes - 1) / r.fileBytes)
+	r.forHoles = int64(r.base) * r.fileBytes / 4
 	if err := fsys.MkdirAll(dir); err != nil {
 		return nil, fmt.Errorf("open reserve: %w", err)
 	}
@@ -79,6 +81,22 @@ func (r *reserve) charge(n int64) error {
 		r.debt.Add(-n)
 	}
 	return err
+}
+
+// chargeHole is charge on a full disk, of which free bytes are free, for a hole: it may use
+// a quarter of the part for collection too, and what is free. A hole must not wait as a write
+// does: the kernel makes holes with the same thread that hands over its reads, and they may
+// be what gives space back. errWait if folding makes room for it, else ErrNoSpace.
+func (r *reserve) chargeHole(n, free int64) error {
+	room := r.covered.Load() + r.forHoles + free
+	if r.debt.Add(n) <= room {
+		return nil
+	}
+	r.debt.Add(-n)
+	if n <= room {
+		return errWait
+	}
+	return fmt.Errorf("no space is left for holes either: %w", ErrNoSpace)
 }
 
 // pay takes n bytes from the debt.

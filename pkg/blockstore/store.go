@@ -300,8 +300,16 @@ func (s *Store) closeFiles() error {
 }
 
 // charge is asked before a record is taken from a writer: the reserve must cover folding
-// it. errWait if the disk is full.
-func (s *Store) charge(n int64) error {
+// it, with what is kept for holes if spare. errWait if the disk is full; for a hole it is
+// ErrNoSpace when it would wait as a write does.
+func (s *Store) charge(n int64, spare bool) error {
+	if spare {
+		space, err := s.fsys.Space(s.dir)
+		if err != nil {
+			space.Free = 0
+		}
+		return s.reserve.chargeHole(n, space.Free)
+	}
 	err := s.reserve.charge(n)
 	if errors.Is(err, ErrNoSpace) {
 		s.setFull(true, err)

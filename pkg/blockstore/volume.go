@@ -78,6 +78,7 @@ type append1 struct {
 	crcs  []uint32 // of body's pages
 	done  bool
 	err   error
+	spare bool          // a hole taken on a full disk
 	wait  chan struct{} // made by who waits; closed when it and all before it are appended
 }
 
@@ -113,7 +114,9 @@ func (v *Volume) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// Discard makes the range read as zeros; exact to 512 bytes. Durability as WriteAt.
+// Discard makes the range read as zeros; exact to 512 bytes. Durability as WriteAt. On a full
+// disk it does not wait as a write does: it uses what is kept for it, and is ErrNoSpace, and
+// nothing is done, when that is used up. The caller may write zeros instead, and wait.
 func (v *Volume) Discard(off, n int64) error {
 	if err := v.checkRange("discard", off, n); err != nil || n == 0 {
 		return err
@@ -155,6 +158,9 @@ func (v *Volume) run(t wal.Type, off, n int64, p []byte) error {
 		if err != nil {
 			return err
 		}
+		if op.spare && !since.IsZero() {
+			v.feed() // it waits no more; others who do say so again
+		}
 		v.append(op)
 		return v.acknowledge(op)
 	}
@@ -170,19 +176,21 @@ func (v *Volume) begin(t wal.Type, off, n int64, p []byte) (*append1, error) {
 		return nil, err
 	}
 	debt := foldDebt(t, off, n)
-	if err := v.store.charge(debt); err != nil {
+	spare := t == wal.TypeHole && v.store.isFull()
+	if err := v.store.charge(debt, spare); err != nil {
 		return nil, err
 	}
-	op, err := v.take(t, off, n, p)
+	op, err := v.take(t, off, n, p, spare)
 	if err != nil {
 		v.store.reserve.pay(debt)
 	}
 	return op, err
 }
 
-// take is begin for a record that is paid for; all of it happens under one lock.
-func (v *Volume) take(t wal.Type, off, n int64, p []byte) (*append1, error) {
-	op := &append1{}
+// take is begin for a record that is paid for, with what is kept for holes if spare; all of
+// it happens under one lock.
+func (v *Volume) take(t wal.Type, off, n int64, p []byte, spare bool) (*append1, error) {
+	op := &append1{spare: spare}
 	if t == wal.TypeWrite {
 		op.body = append([]byte(nil), p...) // copied without being zeroed before
 		if pad := int(roundUp(n, wal.PageSize) - n); pad > 0 {
@@ -217,7 +225,7 @@ func (v *Volume) take(t wal.Type, off, n int64, p []byte) (*append1, error) {
 			op.place = place
 			break
 		}
-		if err := v.extend(); err != nil {
+		if err := v.extend(spare); err != nil {
 			v.mu.Unlock()
 			return nil, err
 		}
@@ -239,24 +247,30 @@ func (v *Volume) usable() error {
 	return nil
 }
 
-// extend gives the journal another segment. Called with v.mu held, which it drops for
-// the I/O, and with no segment being prepared.
-func (v *Volume) extend() error {
+// extend gives the journal another segment; spare: one that is there, though the disk is
+// full. Called with v.mu held, which it drops for the I/O, and with no segment being prepared.
+func (v *Volume) extend(spare bool) error {
 	done := make(chan struct{})
 	v.mu.prep = done
 	v.mu.Unlock()
-	seg, err := v.store.pool.Get()
+	get := v.store.pool.Get
+	if spare {
+		get = v.store.pool.GetFree
+	}
+	seg, err := get()
 	v.store.sched.kickPrepare()
 	noSpace := errors.Is(err, ErrNoSpace)
 	if noSpace {
 		v.store.setFull(true, err)
 	}
 	if err == nil {
-		v.store.setFull(false, nil)
+		if !spare {
+			v.store.setFull(false, nil)
+		}
 		err = v.install(seg)
 	}
 	v.mu.Lock()
-	if err == nil {
+	if err == nil && !spare {
 		v.fed()
 	}
 	v.mu.prep = nil
@@ -312,7 +326,9 @@ func (v *Volume) assign(op *append1, t wal.Type, off, n int64) {
 		return
 	}
 	active.debt += foldDebt(t, off, n)
-	v.fed()
+	if !op.spare {
+		v.fed()
+	}
 	v.mu.dataSeq = op.seq
 	now := v.store.o.Now()
 	v.mu.written = now
@@ -534,7 +550,7 @@ func (v *Volume) markStep() {
 		return
 	}
 	place, ok := v.mu.log.Place(v.mu.next, 0)
-	if !ok && v.mu.closing && v.extend() == nil { // the last chance to say it
+	if !ok && v.mu.closing && v.extend(false) == nil { // the last chance to say it
 		place, ok = v.mu.log.Place(v.mu.next, 0)
 	}
 	if !ok {

@@ -24,7 +24,7 @@ type Options struct {
 	SectorBytes   int    // logical block size: 512 (default) or 4096
 	ReadOnly      bool
 	Readers       int      // goroutines that stay to read requests after a burst; default 2
-	MaxBackground int      // reads and writes the kernel may have under way; default 128
+	MaxBackground int      // reads and writes the kernel may have under way; default 256
 	Buffers       *Buffers // shared between devices; default: a small pool of its own
 	Logger        *slog.Logger
 }

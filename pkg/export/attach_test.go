@@ -306,8 +306,8 @@ func TestDetachInUse(t *testing.T) {
 // TestSlowWrite: writes that wait without end do not hold up reads and flushes of the
 // device itself. In the kernel a flush waits for writes only if it is told to.
 func TestSlowWrite(t *testing.T) {
-	dev := newMem(16 << 20)
-	release, waiting := make(chan struct{}), make(chan struct{}, 64)
+	dev := newMem(64 << 20)
+	release, waiting := make(chan struct{}), make(chan struct{}, 256)
 	dev.onWrite = func(off int64, n int) error {
 		if off >= 8<<20 {
 			waiting <- struct{}{}
@@ -319,44 +319,66 @@ func TestSlowWrite(t *testing.T) {
 	f := openDirect(t, a.Path())
 	defer f.Close()
 	var writers sync.WaitGroup
-	const stuck = 24
-	for i := range stuck {
-		writers.Go(func() {
-			n := 4096
-			if i%2 == 0 {
-				n = 128 << 10
+	stuck := 0
+	writeMore := func(n int) {
+		for range n {
+			off, size := 8<<20+int64(stuck)*(128<<10), 4096
+			if stuck%2 == 0 {
+				size = 128 << 10
 			}
-			if _, err := f.WriteAt(aligned(n, 0), 8<<20+int64(i)*(128<<10)); err != nil {
-				t.Error(err)
-			}
-		})
+			stuck++
+			writers.Go(func() {
+				if _, err := f.WriteAt(aligned(size, 0), off); err != nil {
+					t.Error(err)
+				}
+			})
+		}
 	}
-	for range stuck {
-		<-waiting
-	}
-	done := make(chan error, 1)
-	go func() {
+	readAll := func(with func(p []byte, off int64) error) error {
 		p := aligned(64<<10, 0)
-		for i := range int64(64) {
-			if _, err := f.ReadAt(p, i*4096); err != nil {
-				done <- err
-				return
+		for off := range int64(64) {
+			if _, err := f.ReadAt(p, off*4096); err != nil {
+				return err
 			}
-			if _, err := f.WriteAt(p, i*4096); err != nil {
-				done <- err
-				return
+			if err := with(p, off*4096); err != nil {
+				return err
 			}
 		}
-		done <- f.Sync()
-	}()
+		return nil
+	}
+	const some = 24
+	writeMore(some)
+	for range some {
+		<-waiting
+	}
+	inTime(t, "reads, writes or flush beside some stuck writes", func() error {
+		err := readAll(func(p []byte, off int64) error {
+			_, err := f.WriteAt(p, off)
+			return err
+		})
+		return errors.Join(err, f.Sync())
+	})
+	writeMore(200 - some) // more than the device takes
+	for range loopWrites - some {
+		<-waiting
+	}
+	inTime(t, "reads beside many stuck writes", func() error {
+		return readAll(func([]byte, int64) error { return nil })
+	})
+	close(release)
+	writers.Wait()
+}
+
+func inTime(t *testing.T, what string, f func() error) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- f() }()
 	select {
 	case err := <-done:
 		ok(t, err)
 	case <-time.After(10 * time.Second):
-		t.Error("reads, writes or flush wait for a stuck write")
+		t.Errorf("%s: not in 10 s", what)
 	}
-	close(release)
-	writers.Wait()
 }
 
 func TestErrors(t *testing.T) {
@@ -406,6 +428,34 @@ func TestErrors(t *testing.T) {
 	ok(t, f.Sync())
 	if dev.flushes() == before {
 		t.Error("the kernel has stopped flushing")
+	}
+}
+
+// TestNoSpaceForHoles: where the device has no space for a hole the kernel writes zeros.
+func TestNoSpaceForHoles(t *testing.T) {
+	dev := newMem(1 << 20)
+	dev.onZero = func(int64, int64) error { return fmt.Errorf("hole: %w", vfs.ErrNoSpace) }
+	a, _ := attach(t, dev, Options{})
+	f := openDirect(t, a.Path())
+	defer f.Close()
+	p := aligned(64<<10, 0)
+	for i := range p {
+		p[i] = 7
+	}
+	for off := int64(0); off < dev.Size(); off += int64(len(p)) {
+		_, err := f.WriteAt(p, off)
+		ok(t, err)
+	}
+	for range 2 {
+		ok(t, rangeIoctl(f, unix.BLKZEROOUT, 4096, 8192))
+		if err := rangeIoctl(f, unix.BLKDISCARD, 32<<10, 4096); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+			t.Errorf("discard: %v", err)
+		}
+	}
+	clear(p[4096 : 4096+8192])
+	got := aligned(len(p), 0)
+	if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, p) {
+		t.Errorf("zeroed range reads otherwise: %v", err)
 	}
 }
 

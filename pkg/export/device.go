@@ -18,7 +18,9 @@ type Device interface {
 	// Flush returns when every write, discard and zeroing that completed before the
 	// call survives power loss.
 	Flush() error
-	// Discard gives n bytes at off back; they read as zeros afterwards, exactly those.
+	// Discard gives n bytes at off back; they read as zeros afterwards, exactly those. An
+	// error that is vfs.ErrNoSpace makes the kernel write zeros instead. Neither this nor
+	// WriteZeroes may wait long: the kernel hands over no other request meanwhile.
 	Discard(off, n int64) error
 	// WriteZeroes makes n bytes at off read as zeros, exactly those.
 	WriteZeroes(off, n int64) error

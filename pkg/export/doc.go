@@ -12,13 +12,15 @@
 //
 // What the package promises:
 //
-//   - A flush of the block device returns after Device.Flush did. FSYNC and FALLOCATE
-//     answer ENOSYS or EOPNOTSUPP in no state: the kernel would remember that and turn
-//     later flushes into silent successes.
-//   - Holes and zeroings are passed on exactly, in units of 512 bytes.
+//   - A flush of the block device returns after Device.Flush did. FSYNC answers ENOSYS or
+//     EOPNOTSUPP in no state: the kernel would remember that and turn later flushes into
+//     silent successes.
+//   - Holes and zeroings are passed on exactly, in units of 512 bytes. One that the device
+//     has no space for is refused so that the kernel writes zeros instead.
 //   - A request that waits holds up no other one: requests that may wait have their own
-//     goroutine and buffer. What it holds up is in the kernel: a FLUSH locks the file,
-//     and a loop device has 128 requests under way at most, reads and writes together.
+//     goroutine and buffer. What it holds up is in the kernel: a FLUSH or FALLOCATE
+//     occupies the loop device's thread and must be answered soon, and a loop device has
+//     128 requests under way at most, of which 32 are kept from writes.
 //   - Formatting happens only when the caller says so (invariant I11); nothing here
 //     looks at the content of a device to decide it.
 //   - The death of the process waits for nobody: it maps no file on its own devices,

@@ -27,7 +27,7 @@ var (
 
 // errnoOf is the only place that turns an error of a Device into what the kernel is
 // told. It never gives ENOSYS or EOPNOTSUPP, whatever the device says: the kernel would
-// remember those and turn later flushes and discards into silent successes.
+// remember those and turn later flushes into silent successes.
 func errnoOf(err error) unix.Errno {
 	switch {
 	case err == nil:

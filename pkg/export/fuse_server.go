@@ -22,7 +22,7 @@ type FUSEOptions struct {
 	Name          string // name of the file
 	ReadOnly      bool
 	Readers       int      // goroutines that stay to read requests after a burst; default 2
-	MaxBackground int      // asynchronous reads and writes under way, at most 32768; default 128
+	MaxBackground int      // asynchronous reads and writes under way, at most 32768; default 256, as a request of the loop device may become two
 	Buffers       *Buffers // needed; one is taken per reader
 	Logger        *slog.Logger
 }
@@ -32,7 +32,7 @@ func (o FUSEOptions) withDefaults() FUSEOptions {
 		o.Readers = 2
 	}
 	if o.MaxBackground == 0 {
-		o.MaxBackground = 128
+		o.MaxBackground = 256
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -283,8 +283,7 @@ func (f *FUSE) read(h inHeader, buf *buffer, body []byte) {
 	f.send(h, buf.head(outHeaderLen)[:outHeaderLen+n])
 }
 
-// fallocate makes holes. It has no answer ENOSYS or EOPNOTSUPP: the kernel would not
-// ask again.
+// fallocate makes holes. It has no answer ENOSYS: the kernel would not ask again.
 func (f *FUSE) fallocate(h inHeader, body []byte) unix.Errno {
 	in, ok := parseFallocate(body)
 	size := f.dev.Size()
@@ -298,13 +297,24 @@ func (f *FUSE) fallocate(h inHeader, body []byte) unix.Errno {
 	}
 	switch in.mode &^ fallocKeepSize {
 	case fallocPunchHole:
-		return f.errno("discard", in.off, in.length, f.dev.Discard(in.off, in.length))
+		return f.holeErrno("discard", in.off, in.length, f.dev.Discard(in.off, in.length))
 	case fallocZeroRange:
-		return f.errno("write zeroes", in.off, in.length, f.dev.WriteZeroes(in.off, in.length))
+		return f.holeErrno("write zeroes", in.off, in.length, f.dev.WriteZeroes(in.off, in.length))
 	case 0: // space is given out when it is written
 		return 0
 	}
 	return unix.EINVAL
+}
+
+// holeErrno is errno for a hole. One that a full disk has no room for is EOPNOTSUPP: the loop
+// device then makes no more holes until it is attached anew, and the kernel writes zeros
+// instead, which can wait beside reads. (A hole that waits, or an EIO, would stop a filesystem.)
+func (f *FUSE) holeErrno(op string, off, n int64, err error) unix.Errno {
+	errno := f.errno(op, off, n, err)
+	if errno == unix.ENOSPC {
+		return unix.EOPNOTSUPP
+	}
+	return errno
 }
 
 // errno turns an error of the device into the kernel's, and reports it: the process

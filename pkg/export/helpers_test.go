@@ -19,6 +19,7 @@ import (
 type memDevice struct {
 	onRead, onWrite func(off int64, n int) error
 	onFlush         func() error
+	onZero          func(off, n int64) error
 
 	mu struct {
 		sync.RWMutex
@@ -142,6 +143,11 @@ func (d *memDevice) Discard(off, n int64) error     { return d.zero(off, n) }
 func (d *memDevice) WriteZeroes(off, n int64) error { return d.zero(off, n) }
 
 func (d *memDevice) zero(off, n int64) error {
+	if d.onZero != nil {
+		if err := d.onZero(off, n); err != nil {
+			return err
+		}
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.check(off, n); err != nil {

@@ -22,6 +22,7 @@ const (
 	// have a device open before it counts as in use.
 	loopSettle = time.Second
 	loopPoll   = 10 * time.Millisecond
+	loopWrites = 96 // of a loop device's 128 requests
 )
 
 func (h *localHost) AttachLoop(file *os.File, o LoopOptions) (Loop, error) {
@@ -70,7 +71,26 @@ func tryLoop(keep *keeper, n int, file *os.File, o LoopOptions) error {
 	if err := keep.keep(loopPath(n)); err != nil {
 		return errors.Join(err, unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_CLR_FD, 0))
 	}
+	leaveRoomForReads(n)
 	return nil
+}
+
+// leaveRoomForReads lets writes have at most loopWrites of the requests that loop device n
+// can have under way: when many wait for space, reads go on. It is the kernel's mq-deadline
+// scheduler that keeps count; without it (a kernel built so, a sysfs that is read-only) only
+// that is missing.
+func leaveRoomForReads(n int) {
+	if !setScheduler(n, "mq-deadline") {
+		return
+	}
+	depth := []byte(strconv.Itoa(loopWrites))
+	if os.WriteFile(sysfsLoop(n, "queue/async_depth"), depth, 0) != nil { // not before Linux 7.0
+		_ = os.WriteFile(sysfsLoop(n, "queue/iosched/async_depth"), depth, 0)
+	}
+}
+
+func setScheduler(n int, name string) bool {
+	return os.WriteFile(sysfsLoop(n, "queue/scheduler"), []byte(name), 0) == nil
 }
 
 func configureLoop(dev, file *os.File, o LoopOptions) error {
@@ -231,7 +251,11 @@ func detachLoop(ctx context.Context, keep *keeper, device string, lazy bool) err
 	if lazy {
 		return nil
 	}
-	return waitGone(ctx, n, file)
+	if err := waitGone(ctx, n, file); err != nil {
+		return err
+	}
+	setScheduler(n, "none") // as it was
+	return nil
 }
 
 // clearLoop marks the device to go with its last opener, and unless lazy makes sure

@@ -3,6 +3,7 @@ package device
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -440,6 +441,43 @@ func TestFullDiskUnstage(t *testing.T) {
 			t.Errorf("what was written late reads otherwise: %v", err)
 		}
 		d.unstage(late)
+		d.judge()
+	})
+}
+
+// TestFullDiskReads: reads go on beside whatever else the kernel has to do on a volume
+// that waits: more direct writes than it takes, much to write back, holes and zeros to make.
+func TestFullDiskReads(t *testing.T) {
+	eachFS(t, func(t *testing.T, kind string) {
+		d := newFullDisk(t, kind)
+		d.use()
+		w := d.write()
+		d.stalls(w)
+		begin := func(name string, args ...string) <-chan error {
+			ended := make(chan error, 1)
+			go func() {
+				_, err := rig.Run(d.ctx, 100*time.Second, name, args...)
+				ended <- err
+			}()
+			return ended
+		}
+		direct := begin("fio", "--name=direct", "--directory="+d.mnt, "--size=40M", "--bs=64k", "--rw=write", "--ioengine=libaio",
+			"--iodepth=400", "--direct=1", "--fallocate=none")
+		cached := begin("dd", "if=/dev/urandom", "of="+filepath.Join(d.mnt, "cached"), "bs=1M", "count=40", "status=none")
+		trim := begin("fstrim", d.mnt)
+		for range 3 {
+			time.Sleep(time.Second) // they come to stand
+			d.reads()
+		}
+		d.do("snapshot", "rm", "doomed")
+		if err := os.Remove(d.ballast()); err != nil {
+			t.Fatal(err)
+		}
+		d.goesOn(w)
+		if err := errors.Join(w.Stop(), <-direct, <-cached, <-trim); err != nil {
+			t.Errorf("a writer failed: %v", err)
+		}
+		d.leave()
 		d.judge()
 	})
 }

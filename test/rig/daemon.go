@@ -168,7 +168,36 @@ func (d *Daemon) KillWithTrace() string {
 		return err.Error()
 	}
 	_, trace, _ := strings.Cut(string(b), "SIGQUIT: ")
+	trace = ownFrames(trace)
 	return trace[:min(len(trace), 30000)]
+}
+
+// ownFrames leaves of a trace of all goroutines the functions of this module, and their
+// goroutines' states.
+func ownFrames(trace string) string {
+	var out strings.Builder
+	for _, block := range strings.Split(trace, "\n\n") {
+		lines := strings.Split(strings.TrimSpace(block), "\n")
+		var own []string
+		for i, line := range lines[1:] {
+			call, isOwn := strings.CutPrefix(line, "github.com/k8ns/granary/")
+			if !isOwn {
+				call, isOwn = line, strings.HasPrefix(line, "main.")
+			}
+			if !isOwn || i+2 >= len(lines) {
+				continue
+			}
+			if end := strings.LastIndex(call, "("); end > 0 {
+				call = call[:end]
+			}
+			place, _, _ := strings.Cut(strings.TrimSpace(lines[i+2]), " ")
+			own = append(own, fmt.Sprintf("    %s %s", call, filepath.Base(place)))
+		}
+		if len(own) > 0 {
+			fmt.Fprintf(&out, "%s\n%s\n", lines[0], strings.Join(own, "\n"))
+		}
+	}
+	return out.String()
 }
 
 // Stop ends the daemon with SIGTERM and waits until it is gone. It is an error when

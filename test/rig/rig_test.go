@@ -135,3 +135,15 @@ func TestTreeSeesEveryDifference(t *testing.T) {
 		t.Error("a missing link was not noticed")
 	}
 }
+
+// A trace of all goroutines is cut down to what is this module's.
+func TestOwnFrames(t *testing.T) {
+	trace := "quit\nPC=0x1\n\ngoroutine 0 [idle]:\nruntime.futex(0x1)\n\t/go/sys.s:5 +0x1\n\n" +
+		"goroutine 7 gp=0x1 m=nil [select, 1 minutes]:\nruntime.gopark(0x1)\n\t/go/proc.go:4 +0x2\n" +
+		"github.com/k8ns/granary/pkg/blockstore.(*Volume).awaitRoom(0x1, {0x2})\n\t/src/pkg/blockstore/onfull.go:90 +0x3\n" +
+		"main.run(...)\n\t/src/cmd/granary/main.go:15\n"
+	want := "goroutine 7 gp=0x1 m=nil [select, 1 minutes]:\n    pkg/blockstore.(*Volume).awaitRoom onfull.go:90\n    main.run main.go:15\n"
+	if got := ownFrames(trace); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}

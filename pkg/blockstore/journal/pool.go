@@ -230,17 +230,27 @@ func (p *Pool) Get() (*Segment, error) {
 			return nil, err
 		}
 	}
-	p.mu.Lock()
-	if n := len(p.mu.free); n > 0 {
-		seg := p.mu.free[n-1]
-		p.mu.free = p.mu.free[:n-1]
-		seg.refs.Store(1)
-		seg.last, seg.dirty = 0, false
-		p.mu.Unlock()
-		return seg, nil
+	seg, err := p.GetFree()
+	if err != nil {
+		return p.grow()
 	}
-	p.mu.Unlock()
-	return p.grow()
+	return seg, nil
+}
+
+// GetFree hands out a segment that is there, whatever PoolOptions.Allow says, and makes
+// none. ErrNoSegment: wait on Freed.
+func (p *Pool) GetFree() (*Segment, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := len(p.mu.free)
+	if n == 0 {
+		return nil, ErrNoSegment
+	}
+	seg := p.mu.free[n-1]
+	p.mu.free = p.mu.free[:n-1]
+	seg.refs.Store(1)
+	seg.last, seg.dirty = 0, false
+	return seg, nil
 }
 
 // grow makes one more segment, which the caller holds; ErrNoSegment above the budget.
