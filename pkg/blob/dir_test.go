@@ -335,3 +335,22 @@ func TestMoveToFails(t *testing.T) {
 		}
 	}
 }
+
+// A directory that cannot be made is no Dir, says which it was, and is not there.
+func TestNewDirFails(t *testing.T) {
+	broken := errors.New("broken")
+	mem := vfs.NewMem()
+	fsys := vfs.NewFaulty(mem)
+	fsys.FailNth(0, broken, false)
+	if d, err := NewDir(fsys, "/a/chunks", 2); d != nil || !errors.Is(err, broken) || err.Error() != "make chunk directory /a/chunks: broken" {
+		t.Errorf("%v, %v", d, err)
+	}
+	if _, err := mem.Stat("/a/chunks"); !errors.Is(err, vfs.ErrNotExist) {
+		t.Errorf("the directory: %v", err)
+	}
+	newDir(t, fsys) // the next attempt makes it, durably
+	mem.Crash(nil, 0)
+	if st, err := mem.Stat("/a/chunks"); err != nil || !st.IsDir {
+		t.Errorf("after a power cut: %+v, %v", st, err)
+	}
+}

@@ -27,8 +27,8 @@ func (h storeHeader) encode() []byte {
 	page := make([]byte, wal.PageSize)
 	wal.Head{Magic: headerMagic, Store: h.store}.Put(page)
 	binary.LittleEndian.PutUint64(page[32:], h.commit)
-	binary.LittleEndian.PutUint64(page[40:], uint64(h.pending))
-	binary.LittleEndian.PutUint64(page[48:], uint64(h.held))
+	binary.LittleEndian.PutUint64(page[40:], uint64(max(h.pending, 0)))
+	binary.LittleEndian.PutUint64(page[48:], uint64(max(h.held, 0)))
 	wal.SealPage(page)
 	return page
 }
@@ -51,10 +51,11 @@ func decodeStoreHeader(page []byte) (h storeHeader, err error) {
 		return h, fmt.Errorf("bytes are set that must be zero: %w", ErrCorrupt)
 	}
 	number := binary.LittleEndian.Uint64
-	return storeHeader{
-		store: head.Store, commit: number(page[32:]),
-		pending: int64(number(page[40:]) &^ (1 << 63)), held: int64(number(page[48:]) &^ (1 << 63)),
-	}, nil
+	h = storeHeader{store: head.Store, commit: number(page[32:]), pending: int64(number(page[40:])), held: int64(number(page[48:]))}
+	if h.pending < 0 || h.held < 0 {
+		return storeHeader{}, fmt.Errorf("an estimate of 2^63 bytes and more: %w", ErrCorrupt)
+	}
+	return h, nil
 }
 
 // readStoreHeader reads the header of the store in dir; vfs.ErrNotExist if there is none.

@@ -46,10 +46,8 @@ func (w *Writer) FinishNodes() error {
 	}
 	b := w.nodes
 	w.nodes = nil
-	id, err := b.close()
-	if err == nil {
-		err = w.store(b)
-	}
+	id := b.close()
+	err := w.store(b)
 	if err == nil {
 		w.nodeIDs = append(w.nodeIDs, id)
 		err = w.flushHeals()

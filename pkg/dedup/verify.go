@@ -25,7 +25,7 @@ func (s *Store) VerifyFile(name string, readData bool, report func(Problem)) err
 		s.mu.RUnlock()
 		return fmt.Errorf("chunk file %s: %w", name, vfs.ErrNotExist)
 	}
-	copies, size, sealed := f.copies, f.size, f.sealed
+	copies, size, sealed, failed := f.copies, f.size, f.sealed, f.failed
 	s.mu.RUnlock()
 	if size == 0 {
 		return nil // abandoned, and cut, before anything of it was durable
@@ -35,16 +35,19 @@ func (s *Store) VerifyFile(name string, readData bool, report func(Problem)) err
 		return err
 	}
 	defer release()
-	v := &verifier{s: s, f: f, name: f.blob.Name(), report: report}
+	v := &verifier{s: s, f: f, name: f.blob.Name(), failed: failed, report: report}
 	v.header()
 	for _, c := range copies {
-		if s.dropped(c) {
-			return fmt.Errorf("chunk file %s: %w", name, vfs.ErrNotExist) // collected meanwhile
-		}
 		v.chunk(c, readData)
+		if v.left() {
+			break
+		}
 	}
 	if sealed {
 		v.footer(size, len(copies), readData)
+	}
+	if v.left() {
+		return fmt.Errorf("chunk file %s: %w", name, vfs.ErrNotExist)
 	}
 	return nil
 }
@@ -54,10 +57,22 @@ type verifier struct {
 	s      *Store
 	f      *file
 	name   string
+	failed bool // the file had been abandoned before
 	report func(Problem)
 }
 
+// left tells whether the file was collected, or abandoned and cut, since the check of it
+// began: what cannot be read from then on is no fault of it.
+func (v *verifier) left() bool {
+	v.s.mu.RLock()
+	defer v.s.mu.RUnlock()
+	return v.f.gone || v.f.failed && !v.failed
+}
+
 func (v *verifier) problem(off int64, at Slot, format string, args ...any) {
+	if v.left() {
+		return
+	}
 	v.report(Problem{File: v.name, Offset: off, Slot: at, Text: fmt.Sprintf(format, args...)})
 }
 
@@ -146,6 +161,9 @@ func (v *verifier) bad(err error, at Slot) {
 	var bad *badPart
 	if !errors.As(err, &bad) {
 		v.problem(0, at, "%v", err)
+		return
+	}
+	if v.left() {
 		return
 	}
 	at.Slot = uint16(bad.lo)

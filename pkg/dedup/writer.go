@@ -227,13 +227,9 @@ func (w *Writer) Slot(r Ref) Slot {
 
 // closeData closes the data chunk and appends those before it.
 func (w *Writer) closeData() error {
-	id, err := w.data.close()
-	w.ids = append(w.ids, id)
+	w.ids = append(w.ids, w.data.close())
 	w.queue = append(w.queue, w.data)
 	w.data = nil
-	if err != nil {
-		return err
-	}
 	return w.drain(1)
 }
 
@@ -404,14 +400,14 @@ func (b *builder) submit() {
 	})
 }
 
-// close ends the chunk and computes its ID.
-func (b *builder) close() (ChunkID, error) {
+// close ends the chunk and computes its ID. All its slots are present, so its list is
+// never short of a hash.
+func (b *builder) close() ChunkID {
 	if b.fill != nil {
 		b.submit()
 	}
-	var err error
-	b.id, err = b.tree().id()
-	return b.id, err
+	b.id, _ = b.tree().id()
+	return b.id
 }
 
 // tree is the chunk's fingerprints; all slots are present.

@@ -9,17 +9,19 @@ import (
 	"github.com/k8ns/granary/pkg/dedup"
 )
 
-// brokenSink is a sink that takes so many nodes and then no more.
+// brokenSink is a sink that takes so many nodes, refuses one and would take more.
 type brokenSink struct {
 	memSink
-	left int
+	left    int
+	refused bool
 }
 
 func (s *brokenSink) AddNode(node []byte) (int, uint16, error) {
-	if s.left == 0 {
+	s.left--
+	if s.left == -1 {
+		s.refused = true
 		return 0, 0, errUnreadable
 	}
-	s.left--
 	return s.memSink.AddNode(node)
 }
 
@@ -28,8 +30,9 @@ func (s *brokenSink) AddNode(node []byte) (int, uint16, error) {
 func failEverywhere(t *testing.T, tree *Tree, store *memStore, root Root, changes []Extent, step int) {
 	t.Helper()
 	for left := 0; ; left += step {
-		_, err := tree.Update(root, changes, &brokenSink{memSink{store: store, per: 3}, left})
-		if err == nil {
+		sink := &brokenSink{memSink: memSink{store: store, per: 3}, left: left}
+		_, err := tree.Update(root, changes, sink)
+		if err == nil && !sink.refused {
 			return
 		}
 		if !errors.Is(err, errUnreadable) {

@@ -52,15 +52,13 @@ func (t *Tree) Update(root dedup.Slot, changes []Extent, sink NodeSink) (Result,
 		return Result{}, err
 	}
 	u := &update{t: t, sink: sink, bad: make(map[dedup.Slot]error), build: newBuilder()}
-	delta, err := u.plan(root, changes)
-	if err != nil {
-		return Result{}, err
-	}
+	delta := u.plan(root, changes)
 	u.unread = maps.Clone(u.bad)
 	if len(u.changes) == 0 {
 		return Result{Root: root}, nil
 	}
 	u.tail.exact = true
+	var err error
 	if root.IsZero() {
 		err = u.fresh(endOfSpace)
 	} else {
@@ -134,8 +132,8 @@ func (u *update) load(s dedup.Slot, below int) (*Node, error) {
 
 // plan sets u.changes to the parts of changes that make a difference, from the first
 // block that does to the last one of each change, and counts by how many blocks the
-// mapped ones go up.
-func (u *update) plan(root dedup.Slot, changes []Extent) (delta int64, err error) {
+// mapped ones go up. What cannot be read differs.
+func (u *update) plan(root dedup.Slot, changes []Extent) (delta int64) {
 	different := func(i int, first, end uint64) {
 		if k := len(u.changes) - 1; k >= 0 && u.changes[k].First >= changes[i].First {
 			u.changes[k] = changes[i].clip(u.changes[k].First, end)
@@ -164,8 +162,8 @@ func (u *update) plan(root dedup.Slot, changes []Extent) (delta int64, err error
 			return nil
 		},
 	}
-	err = s.run(root)
-	return delta, err
+	_ = s.run(root) // its error is one of piece or bad, which have none
+	return delta
 }
 
 // change is the next change, as far as it is before block end.
@@ -365,16 +363,11 @@ func (u *update) absorb(s dedup.Slot, first, end uint64, l int) (bool, error) {
 	}
 	for i := range n.Len() {
 		if l == 0 {
-			if err := u.extent(n.Extent(i).clip(first, end), false); err != nil {
-				return true, err
-			}
-			continue
+			err = u.extent(n.Extent(i).clip(first, end), false)
+		} else if cFirst, cEnd := n.childRange(i, first, end); cFirst < cEnd {
+			err = u.keep(n.Child(i).Node, cFirst, cEnd, l)
 		}
-		cFirst, cEnd := n.childRange(i, first, end)
-		if cFirst >= cEnd {
-			continue
-		}
-		if err := u.keep(n.Child(i).Node, cFirst, cEnd, l); err != nil {
+		if err != nil {
 			return true, err
 		}
 	}
