@@ -258,6 +258,7 @@ func (s *Store) DeleteSnapshot(id string) error {
 		return fmt.Errorf("delete snapshot: %w", err)
 	}
 	s.addGarbage(s.coll.share(s.census.figures().snapshots + 1))
+	s.sched.announceFold() // who waits for it is told
 	return nil
 }
 
