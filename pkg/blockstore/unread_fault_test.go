@@ -115,6 +115,14 @@ func TestUnreadableRecords(t *testing.T) {
 		{"the cut of a clone to be deleted", func(t *testing.T, w *met) string { return w.cutOf(t, w.clone.ID) }, func(w *met) error {
 			return w.s.DeleteVolume(w.clone.ID)
 		}},
+		{"a volume whose image is to be kept", func(t *testing.T, w *met) string { return keyVolume + w.source.ID }, func(w *met) error {
+			_, err := w.s.liveSlots()
+			return err
+		}},
+		{"a cut whose image is to be kept", func(t *testing.T, w *met) string { return w.cutOf(t, w.ready.ID) }, func(w *met) error {
+			_, err := w.s.liveSlots()
+			return err
+		}},
 		{"the cut of a clone to be opened", func(t *testing.T, w *met) string { return w.cutOf(t, w.clone.ID) }, func(w *met) error {
 			_, err := w.s.OpenVolume(ctx, w.clone.ID)
 			return err
@@ -234,6 +242,11 @@ func TestStartMeetsUnreadableRecord(t *testing.T) {
 			if _, err := Open(mem, testDir, tightOptions()); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), text) {
 				t.Errorf("open: %v, want ErrCorrupt with %q", err, text)
 			}
+			r := stoppedStore(mem, testDir, unlocked{}, tightOptions())
+			if err := r.openForRepair(); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), text) {
+				t.Errorf("open for a repair: %v, want ErrCorrupt with %q", err, text)
+			}
+			ok(t, r.closeFiles())
 			s, owned, bad := opened(t, mem)
 			if err := c.step(s, owned, bad); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), text) {
 				t.Errorf("step: %v, want ErrCorrupt with %q", err, text)
@@ -248,4 +261,62 @@ func TestStartMeetsUnreadableRecord(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A record of damage that cannot be read stops a start: what it says is bad would be taken
+// for whole, and blocks deduplicated onto it. The next start refuses it, too.
+func TestStartMeetsUnreadableDamage(t *testing.T) {
+	mem := vfs.NewMem()
+	s := openStore(t, mem, tightOptions())
+	key := keyDamage + "0123456789abcdef0123456789abcdef01234567/0003"
+	must(s.commit(put(key, damageRecord{File: "f", Reason: "r"}, catalog.ExpectAbsent)))(t)
+	restore := spoil(t, s, key)
+	text := "catalog record " + key + ": "
+	clone := mem.Clone()
+	clone.Kill()
+	for range 2 {
+		if _, err := Open(clone, testDir, tightOptions()); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), text) {
+			t.Errorf("open: %v, want ErrCorrupt with %q", err, text)
+		}
+		if _, err := tryRepair(clone, tightOptions()); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), text) {
+			t.Errorf("repair: %v, want ErrCorrupt with %q", err, text)
+		}
+	}
+	restore()
+	ok(t, s.Close())
+	ok(t, openStore(t, mem, tightOptions()).Close())
+}
+
+// A cut that waits for its root in a part of the journal that is folded can never get it:
+// the volume fails closed, and the others are served.
+func TestCutBehindItsVolume(t *testing.T) {
+	mem := vfs.NewMem()
+	s := openStore(t, mem, tightOptions())
+	v, other := newVolume(t, s, "v", 1<<20), newVolume(t, s, "other", 1<<20)
+	image := make([]byte, v.Size())
+	writeBlocks(t, v, image, 0, 3, "write")
+	must(s.CreateSnapshot(context.Background(), v.ID(), "s", nil))(t)
+	foldAll(t, s)
+	writeBlocks(t, v, image, 0, 1, "write behind the fold")
+	ok(t, v.Flush())
+	key := keys(s, keyCut)[0]
+	var cut cutRecord
+	e := must(get(s.cat, key, &cut))(t)
+	cut.Pending, cut.Root = true, nil
+	must(s.commit(put(key, cut, e.Revision)))(t)
+	s.abandon()
+	mem.Kill()
+	s = openStore(t, mem, tightOptions())
+	id := strings.TrimPrefix(key, keyCut)
+	if _, err := s.OpenVolume(context.Background(), v.ID()); !errors.Is(err, ErrFailed) || !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), id) {
+		t.Errorf("open: %v, want ErrFailed that names %s", err, id)
+	}
+	if len(segmentsOf(t, mem, v.ID())) == 0 {
+		t.Error("the volume's segments are gone")
+	}
+	other = attach(t, s, other.ID())
+	writeBlocks(t, other, make([]byte, other.Size()), 0, 1, "write of the other volume")
+	ok(t, other.Flush())
+	ok(t, other.Close())
+	ok(t, s.Close())
 }
