@@ -96,6 +96,9 @@ func (w *simWorld) checkStore() {
 		if w.planned && strings.Contains(p.String(), errInjected.Error()) {
 			return // the disk answered errors for it, and now it reads again
 		}
+		if w.disk.stubborn && strings.Contains(p.String(), "blocks are mapped, but") {
+			return // a fold could neither read what it replaced nor count again (folder.mapped)
+		}
 		found = append(found, p)
 	})
 	w.ok(err, "check")

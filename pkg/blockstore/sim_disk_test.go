@@ -37,6 +37,7 @@ type simDisk struct {
 	fired    bool // an error was injected
 	unsynced bool // in a sync, since the store was opened: what it was to write is lost
 	faulted  bool // an error was injected at some time
+	stubborn bool // reads failed again when they were tried again
 	syncs    int  // that an error was injected into, those of directories too
 	watch    simWatch
 	tally    *ioTally         // nil: nobody counts
@@ -52,6 +53,7 @@ type simPlan struct {
 	kinds []vfs.OpKind // only these fail; nil: all
 	times int          // how many
 	short bool         // of writes a part is written before
+	reads int          // that have failed by it
 }
 
 func newSimDisk(rng *rand.Rand) *simDisk {
@@ -140,6 +142,10 @@ func (d *simDisk) fate(op vfs.Op) error {
 		d.plan.in = 0
 	}
 	d.fired = true
+	if op.Kind == vfs.OpRead {
+		d.plan.reads++
+		d.stubborn = d.stubborn || d.plan.reads >= 4
+	}
 	if !d.plan.die {
 		d.faulted = true
 		if op.Kind == vfs.OpSync || op.Kind == vfs.OpDatasync || op.Kind == vfs.OpSyncDir {

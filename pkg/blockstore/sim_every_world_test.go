@@ -450,7 +450,8 @@ func (w *simWorld) repair() error {
 }
 
 // leaveBadFooter changes a byte in the footer of a sealed chunk file, one in the head of the
-// first chunk of another, and one in the header of a third: nothing is lost with these.
+// first chunk of another, and one in the header of a third, and copies a file as if it came
+// from another store: nothing is lost with these.
 func (w *simWorld) leaveBadFooter() {
 	w.open()
 	w.ok(w.fill(), "fill")
@@ -462,6 +463,11 @@ func (w *simWorld) leaveBadFooter() {
 	if err != nil || len(names) < 3 {
 		w.fail("chunk files: %v, %v", names, err)
 	}
+	foreign, err := vfs.ReadFile(w.disk.mem, path.Join(dir, names[0]))
+	w.ok(err, "read a chunk file")
+	foreign[16] ^= 1 // in the store's ID
+	binary.LittleEndian.PutUint32(foreign[60:], wal.PageCRC(foreign[:60]))
+	w.ok(vfs.WriteFileAtomic(w.disk.mem, path.Join(dir, "000000ff"+names[0][8:]), foreign), "copy it")
 	info, err := w.disk.mem.Stat(path.Join(dir, names[0]))
 	w.ok(err, "chunk file")
 	w.disk.mem.Corrupt(path.Join(dir, names[0]), info.Size-1, func(b []byte) { b[0] ^= 1 })
@@ -508,7 +514,7 @@ func (w *simWorld) holeOnFullDisk() error {
 	}
 	sp, err := mem.Space(testDir)
 	w.ok(err, "space")
-	mem.SetCapacity(sp.Total - sp.Free)
+	mem.SetCapacity(sp.Total - sp.Free + w.o.SegmentBytes) // a start needs some, a reserve more
 	s, err := Open(simFS{w.disk}, testDir, w.o)
 	if err != nil {
 		return err

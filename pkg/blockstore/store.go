@@ -385,6 +385,7 @@ func (s *Store) setFull(full bool, err error) {
 	} else {
 		s.feedAll()
 		s.sched.kickSeal()
+		s.sched.kickDamage() // found on the full disk
 		s.o.Events(Event{Kind: StoreSpaceBack})
 		s.log.Info("disk has space again", "dir", s.dir)
 	}

@@ -300,7 +300,7 @@ func (v *Volume) install(seg *journal.Segment) error {
 	if err != nil {
 		v.fail(err)
 		seg.Release()
-		return fmt.Errorf("volume %s: %w: %w", v.id, ErrFailed, err)
+		return fmt.Errorf("volume %s: %w: %w", v.id, ErrFailed, v.mu.failed)
 	}
 	v.mu.log.Install(next)
 	return nil
@@ -406,6 +406,9 @@ func (v *Volume) fail(err error) {
 	if v.mu.failed != nil {
 		return
 	}
+	if errors.Is(err, ErrNoSpace) { // not an error that space would end
+		err = errors.New(err.Error())
+	}
 	v.mu.failed = err
 	v.fed() // who waited is told that it failed
 	v.store.log.Error("volume failed closed", "volume_id", v.id, "err", err)
@@ -491,7 +494,7 @@ func (v *Volume) syncJournal() error {
 	}
 	if err != nil {
 		v.fail(err)
-		return fmt.Errorf("volume %s: %w: %w", v.id, ErrFailed, err)
+		return fmt.Errorf("volume %s: %w: %w", v.id, ErrFailed, v.mu.failed)
 	}
 	v.mu.synced = max(v.mu.synced, upto)
 	v.dropMemory(upto)

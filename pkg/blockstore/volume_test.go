@@ -79,6 +79,34 @@ func TestFailedAppendEndsWhoWaits(t *testing.T) {
 	}
 }
 
+// TestFailedByAFullDisk: a copy-on-write file system may have no space for a journal's
+// block that is allocated. The volume has failed then: it does not wait for space.
+func TestFailedByAFullDisk(t *testing.T) {
+	for _, kind := range []vfs.OpKind{vfs.OpWrite, vfs.OpDatasync} {
+		fsys := vfs.NewFaulty(vfs.NewMem())
+		s := openStore(t, fsys, smallOptions())
+		v := newVolume(t, s, "v", 1<<20)
+		writeAt(t, v, noise(1, BlockSize), 0)
+		fsys.SetHook(func(op vfs.Op) error {
+			if op.Kind == kind && strings.HasSuffix(op.Name, ".seg") {
+				return vfs.ErrNoSpace
+			}
+			return nil
+		})
+		_, err := v.WriteAt(noise(2, BlockSize), 0)
+		if err == nil {
+			err = v.Flush()
+		}
+		again := v.Flush()
+		for _, err := range []error{err, again} {
+			if !errors.Is(err, ErrFailed) || errors.Is(err, ErrNoSpace) {
+				t.Errorf("%v of a segment on a full disk: %v", kind, err)
+			}
+		}
+		fsys.SetHook(nil)
+	}
+}
+
 // waitLocked waits until cond, which is called with v.mu held, is true.
 func waitLocked(t *testing.T, v *Volume, cond func() bool) {
 	t.Helper()

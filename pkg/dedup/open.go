@@ -92,6 +92,7 @@ type foundFile struct {
 	commit   uint64
 	end      int64 // of the last whole chunk
 	rescan   bool  // sealed, but read by scanning
+	nameless bool  // its header cannot be read: it may be another store's
 	refused  bool  // not understood: neither indexed nor touched
 	unread   error // of an open file that the disk does not let us read
 	partial  bool  // open, and with a head whose chunk is not whole
@@ -123,11 +124,11 @@ func (s *Store) read(ff *foundFile) error {
 			ff.note("%v", err)
 		}
 	}
-	head, broken := make([]byte, min(ff.Size, fileHeaderSize)), false
+	head := make([]byte, min(ff.Size, fileHeaderSize))
 	if _, err := ff.blob.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
 		// Unreadable, perhaps only here: what the footer lists may still be read.
 		ff.note("file header: %v", err)
-		broken = true
+		ff.nameless = true
 		if !ff.sealed {
 			ff.unread = err
 		}
@@ -143,7 +144,7 @@ func (s *Store) read(ff *foundFile) error {
 		return nil
 	case err == nil && h.num != ff.num:
 		ff.note("its header says that it is file %s", h.num.openName())
-	case err != nil && ff.sealed && !broken:
+	case err != nil && ff.sealed && !ff.nameless:
 		ff.note("file header: %v", err)
 	}
 	if err == nil {
@@ -157,7 +158,7 @@ func (s *Store) read(ff *foundFile) error {
 		ff.rescan = true
 	}
 	s.scan(ff)
-	ff.refused = ff.refused || broken && (!ff.sealed || len(ff.chunks) == 0)
+	ff.refused = ff.refused || ff.nameless && (!ff.sealed || len(ff.chunks) == 0)
 	ff.useless = !ff.sealed && len(ff.chunks) == 0
 	if ff.unread != nil && !s.o.ReadOnly {
 		return fmt.Errorf("%s cannot be read, and it may hold what volumes need: mend the disk, or move the file away to do without it: %w", ff.Name, ff.unread)
@@ -431,7 +432,7 @@ func (s *Store) adopt(ff *foundFile) error {
 		}
 		return ff.blob.Remove()
 	}
-	f := &file{num: ff.num, blob: ff.blob, size: ff.Size, sealed: ff.sealed, strange: ff.rescan}
+	f := &file{num: ff.num, blob: ff.blob, size: ff.Size, sealed: ff.sealed, strange: ff.rescan || ff.nameless}
 	if !ff.sealed {
 		f.size, f.failed = ff.end, leave && !s.o.ReadOnly
 		if !leave {
