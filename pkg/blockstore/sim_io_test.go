@@ -86,7 +86,7 @@ func (w *simWorld) begin(m *simVolume, t wal.Type, off, n int64, data []byte) (*
 		}
 		op, err = m.v.begin(t, off, n, data)
 	}
-	if errors.Is(err, errWait) {
+	if errors.Is(err, errWait) || t == wal.TypeHole && w.refused(err) {
 		w.trace("journal full")
 		return nil, nil
 	}

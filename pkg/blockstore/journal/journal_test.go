@@ -362,6 +362,26 @@ func TestEmptySegmentBesideItsSuccessor(t *testing.T) {
 	wantSeqs(t, seqs, 1, 1)
 }
 
+// A segment that was torn while it was being reused may show a record of an earlier owner,
+// or of a log that a recovery has cut since: it is no part of that one's journal.
+func TestTornReuseBringsNothingBack(t *testing.T) {
+	for _, at := range []int{32, 48, 56} { // owner, epoch, log
+		fsys := vfs.NewMem()
+		w, _, err := reopen(t, fsys, 1, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.append()
+		name := w.l.segs[0].Name()
+		fsys.Kill()
+		fsys.Corrupt(name, 0, func(b []byte) { b[at] ^= 1 })
+		_, owned, bad, err := OpenPool(fsys, "/j", PoolOptions{Store: [16]byte{1}, SegmentBytes: 8 * wal.PageSize, BudgetBytes: 1 << 30})
+		if err != nil || len(bad) != 1 || bad[0].Segment == nil || len(owned) != 0 {
+			t.Errorf("byte %d: %v, %+v bad, %d owned", at, err, bad, len(owned))
+		}
+	}
+}
+
 // The first record of a segment whose header was torn says nothing of the logs before: of
 // its own log's segments the ones before it may be torn as well.
 func TestTornHeadersPromiseNothing(t *testing.T) {
@@ -376,7 +396,7 @@ func TestTornHeadersPromiseNothing(t *testing.T) {
 	names := []string{w.l.segs[1].Name(), w.l.segs[2].Name()}
 	fsys.Kill()
 	for _, name := range names { // as a loss of power may leave what no flush covers
-		fsys.Corrupt(name, 0, func(b []byte) { clear(b[:wal.PageSize]) })
+		fsys.Corrupt(name, 0, func(b []byte) { clear(b[512:wal.PageSize]) })
 	}
 	fsys.Corrupt(names[0], wal.PageSize, func(b []byte) { clear(b[:wal.PageSize]) })
 	for _, from := range []uint64{0, 3} { // with the first segment, and when it is folded

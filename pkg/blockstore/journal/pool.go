@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -203,8 +204,9 @@ func (s *Segment) readHeader() (Header, error) {
 const guessedNumber = ^uint32(0)
 
 // guessHeader makes a header from the first record of a segment whose header is bad. It
-// names the log whose record was written at that place last: one that is over, if the
-// segment was torn while it was being reused, and that is for recovery to know.
+// names the log whose record was written at that place last, which the header must name too
+// where it can be read: if the segment was torn while it was being reused, the record may be
+// of any log that a recovery has cut since, and would come back from there.
 func (s *Segment) guessHeader(store [16]byte) (Header, bool) {
 	page := make([]byte, wal.PageSize)
 	if _, err := s.file.ReadAt(page, wal.PageSize); err != nil {
@@ -212,6 +214,10 @@ func (s *Segment) guessHeader(store [16]byte) (Header, bool) {
 	}
 	rec, _, err := wal.DecodeHeader(page)
 	if err != nil {
+		return Header{}, false
+	}
+	names := Header{Owner: rec.Owner, Epoch: rec.Epoch, Log: rec.Log}.Encode()[headerLog:headerLogEnd]
+	if _, err := s.file.ReadAt(page, 0); err == nil && !bytes.Equal(page[headerLog:headerLogEnd], names) {
 		return Header{}, false
 	}
 	return Header{

@@ -90,11 +90,13 @@ func (r *recovery) readLogs(segments []Recovered) error {
 	}
 	for len(segments) > 0 {
 		n := sameLog(segments)
-		limit := ^uint64(0)
+		limit, stated := ^uint64(0), false
 		if n < len(segments) {
-			limit = segments[n].Header.PrevEnd
+			// A guess bounds what is read, and says of nothing that it was there: the record
+			// behind it may be an unsynced one whose log's beginning was let go of.
+			limit, stated = segments[n].Header.PrevEnd, segments[n].Header.Number != guessedNumber
 		}
-		if err := r.readLog(segments[:n], limit); err != nil {
+		if err := r.readLog(segments[:n], limit, stated); err != nil {
 			return err
 		}
 		last := segments[n-1].Header
@@ -134,8 +136,8 @@ type recovery struct {
 	unused []*Segment // let go if all goes well
 }
 
-// readLog reads one log's segments up to sequence limit.
-func (r *recovery) readLog(segments []Recovered, limit uint64) error {
+// readLog reads one log's segments up to sequence limit; stated: which they must reach.
+func (r *recovery) readLog(segments []Recovered, limit uint64, stated bool) error {
 	torn := false
 	for i, s := range segments {
 		useful := false
@@ -165,7 +167,7 @@ func (r *recovery) readLog(segments []Recovered, limit uint64) error {
 			r.unused = append(r.unused, s.Segment)
 		}
 	}
-	if limit != ^uint64(0) && r.next <= limit {
+	if stated && r.next <= limit {
 		name := segments[len(segments)-1].Segment.Name()
 		return fmt.Errorf("journal ends at sequence %d in or before %s, but a later log says that it reached %d: %w",
 			r.next-1, name, limit, wal.ErrCorrupt)

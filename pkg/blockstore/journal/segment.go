@@ -27,6 +27,9 @@ type Header struct {
 	Commit    uint64 // catalog commit number durable when this was written (I10)
 }
 
+// The bytes of a header that say whose log it is: Owner, Epoch and Log.
+const headerLog, headerLogEnd = 32, 64
+
 // Encode fills a page.
 func (h Header) Encode() []byte {
 	page := make([]byte, wal.PageSize)
