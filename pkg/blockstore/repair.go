@@ -214,10 +214,9 @@ func (r *repairer) verify() error {
 	}
 	for _, e := range r.s.scan(keyDamage) {
 		var rec damageRecord
-		if err := decode(e, &rec); err != nil {
-			return err
+		if decode(e, &rec) == nil { // loadDamage has refused any other
+			check[rec.File] = true
 		}
-		check[rec.File] = true
 	}
 	for _, name := range slices.Sorted(maps.Keys(check)) {
 		err := r.s.chunks.VerifyFile(name, true, func(dedup.Problem) {})
@@ -322,9 +321,6 @@ func (s *Store) recordLost(lost []dedup.Damage) error {
 				rec, key := s.newDamageRecord(d), damageKey(d.Slot)
 				var old damageRecord
 				e, err := get(view, key, &old)
-				if err != nil && !errors.Is(err, ErrNotFound) {
-					return nil, err
-				}
 				if err == nil {
 					rec.Found = old.Found
 				}

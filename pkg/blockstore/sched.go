@@ -49,7 +49,7 @@ func (c *scheduler) kickPrepare() { kick(c.prepare) }
 func (c *scheduler) kickNote()    { kick(c.note) }
 func (c *scheduler) kickSeal()    { kick(c.seal) }
 
-// folded returns a channel that is closed when the next fold has ended.
+// folded returns a channel that is closed when the next fold or deletion has ended.
 func (c *scheduler) folded() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()

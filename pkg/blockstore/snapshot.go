@@ -38,7 +38,7 @@ func (s *Store) withCut(ctx context.Context, volumeID string, ops func(catalog.V
 		if _, err := get(s.cat, keyVolume+volumeID, &before); err != nil {
 			return err
 		}
-		v, l, at, err := s.mark(ctx, volumeID, id)
+		v, l, at, err := s.mark(ctx, volumeID, id, before.Position)
 		if err != nil {
 			return err
 		}
@@ -90,24 +90,18 @@ func (s *Store) commitCut(volumeID, id string, state VolumeState, at position, o
 
 // mark ends the present layer of a volume. It returns the layer that ends at the mark,
 // held for the cut, or nil when everything up to the mark is folded; and the mark's
-// position.
-func (s *Store) mark(ctx context.Context, volumeID, cut string) (*Volume, *layer, position, error) {
+// position. before is the volume's position some time before: one of which nothing is in
+// memory is folded up to there, or farther, and then commitCut says so.
+func (s *Store) mark(ctx context.Context, volumeID, cut string, before position) (*Volume, *layer, position, error) {
 	if err := s.resolveCut(ctx, volumeID); err != nil {
 		return nil, nil, position{}, err
 	}
 	for {
 		folded := s.sched.folded()
-		s.mu.Lock()
-		v := s.mu.volumes[volumeID]
+		v := s.loaded(volumeID)
 		if v == nil {
-			defer s.mu.Unlock()
-			var rec volumeRecord
-			if _, err := get(s.cat, keyVolume+volumeID, &rec); err != nil {
-				return nil, nil, position{}, err
-			}
-			return nil, nil, rec.Position, nil
+			return nil, nil, before, nil
 		}
-		s.mu.Unlock()
 		l, at, err := v.hold(cut, s.o.MaxLayers)
 		if !errors.Is(err, errWait) {
 			return v, l, at, err
@@ -212,15 +206,11 @@ func nameFree(g getter, name string) error {
 func (s *Store) WaitSnapshot(ctx context.Context, id string) (SnapshotInfo, error) {
 	for {
 		wait := s.sched.folded()
-		info, err := s.Snapshot(id)
+		info, cut, err := s.snapshot(id)
 		if err != nil || info.Ready {
 			return info, err
 		}
-		var rec snapshotRecord
-		if _, err := get(s.cat, keySnapshot+info.ID, &rec); err != nil {
-			return info, err
-		}
-		if err := s.cutLost(rec.Cut); err != nil {
+		if err := s.cutLost(cut); err != nil {
 			return info, fmt.Errorf("snapshot %s: %w", info.ID, err)
 		}
 		s.sched.kickFold()
@@ -258,25 +248,32 @@ func (s *Store) DeleteSnapshot(id string) error {
 		return fmt.Errorf("delete snapshot: %w", err)
 	}
 	s.addGarbage(s.coll.share(s.census.figures().snapshots + 1))
+	s.sched.announceFold() // who waits for it is told
 	return nil
 }
 
 // Snapshot describes a snapshot by ID or name; ErrNotFound.
 func (s *Store) Snapshot(idOrName string) (SnapshotInfo, error) {
+	info, _, err := s.snapshot(idOrName)
+	return info, err
+}
+
+// snapshot is Snapshot, with the snapshot's cut.
+func (s *Store) snapshot(idOrName string) (info SnapshotInfo, cut string, err error) {
 	id := idOrName
 	view := s.cat.View() // one moment: it may be deleted meanwhile
 	if !idPattern.MatchString(id) {
 		var n nameRecord
 		if _, err := get(view, keySnapshotName+idOrName, &n); err != nil {
-			return SnapshotInfo{}, err
+			return SnapshotInfo{}, "", err
 		}
 		id = n.ID
 	}
 	var rec snapshotRecord
 	if _, err := get(view, keySnapshot+id, &rec); err != nil {
-		return SnapshotInfo{}, err
+		return SnapshotInfo{}, "", err
 	}
-	return describeSnapshot(view, id, rec), nil
+	return describeSnapshot(view, id, rec), rec.Cut, nil
 }
 
 func describeSnapshot(g getter, id string, rec snapshotRecord) SnapshotInfo {

@@ -264,6 +264,7 @@ func (s *Store) DeleteVolume(id string) error {
 		s.addGarbage(rec.Mapped * BlockSize)
 	}
 	s.sched.kickFold()
+	s.sched.announceFold() // who waits for a fold of it is told
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/k8ns/granary/pkg/vfs"
@@ -439,6 +440,48 @@ func TestRepairableLeavesNothingOpen(t *testing.T) {
 			t.Errorf("%s: %d files are open, %d were", name, files, before)
 		}
 	}
+}
+
+// A file that may be another store's, because its header could not be read at the start,
+// does not stand for the same slots of one that is rebuilt: it may go, too.
+func TestRebuildTrustsNoUnknownFile(t *testing.T) {
+	mem, s, at, name := spoiledFile(t, func(_ *chunkCopy, data []byte) []byte {
+		data[len(data)-1] ^= 1 // in the trailer
+		return data
+	}, seq(0, 24)...)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	data, err := vfs.ReadFile(mem, path.Join(testDir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[len(data)-1] ^= 1
+	copy(data, (&fileHeader{store: [16]byte{9}, num: FileNum{255, 1}}).encode())
+	twin := "000000ff" + name[8:]
+	if err := vfs.WriteFileAtomic(mem, path.Join(testDir, twin), data); err != nil {
+		t.Fatal(err)
+	}
+	faulty, once := vfs.NewFaulty(mem), true
+	faulty.SetHook(func(op vfs.Op) error {
+		if op.Kind == vfs.OpRead && once && strings.HasSuffix(op.Name, twin) {
+			once = false
+			return syscall.EIO
+		}
+		return nil
+	})
+	s = open(t, faulty, 3, func(o *Options) { o.Repair = true })
+	if once {
+		t.Fatal("nobody has read the header")
+	}
+	for _, file := range []string{name, twin} {
+		if err := s.VerifyFile(file, true, func(Problem) {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rebuildFile(t, s, name, nil)
+	rebuildFile(t, s, twin, nil)
+	check(t, s, at, seq(0, 24)...)
 }
 
 // dropAll takes every file out of the index and removes it.
