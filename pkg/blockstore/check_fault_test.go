@@ -30,7 +30,8 @@ func TestUnreadableRecordStopsCheck(t *testing.T) {
 		must(s.commit(put(keyDamage+"0123456789abcdef0123456789abcdef01234567/0003", damageRecord{File: "f", Reason: "r"}, catalog.ExpectAbsent)))(t)
 		good := s.scan(prefix)[0]
 		garble(t, s, good.Key)
-		ok(t, s.Close())
+		s.abandon()
+		mem.Kill()
 		before := mem.Digest()
 		found, err := checkStopped(context.Background(), mem)
 		if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "catalog record "+good.Key+": ") || len(found) > 0 {
