@@ -492,29 +492,23 @@ func (c *checker) maps(ctx context.Context, images []image) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		err := c.walk(img, func(s dedup.Slot) bool {
+		c.walk(img, func(s dedup.Slot) bool {
 			if seen[s] {
 				return true
 			}
 			seen[s] = true
 			return false
 		}, func(Problem) bool { wrong = true; return true })
-		if err != nil {
-			return err
-		}
 	}
 	if !wrong {
 		return nil
 	}
 	for _, img := range images {
 		runs := problemRuns{report: c.report}
-		err := c.walk(img, nil, func(p Problem) bool {
+		c.walk(img, nil, func(p Problem) bool {
 			return runs.add(img.of(p))
 		})
 		runs.end()
-		if err != nil {
-			return err
-		}
 	}
 	return nil
 }
@@ -552,15 +546,16 @@ func (r *problemRuns) end() {
 
 var errEnough = errors.New("enough problems reported")
 
-// walk verifies one image; found returns false to end it.
-func (c *checker) walk(img image, skip func(dedup.Slot) bool, found func(Problem) bool) error {
+// walk verifies one image; found returns false to end it. Nothing else does: what cannot be
+// read is a problem too.
+func (c *checker) walk(img image, skip func(dedup.Slot) bool, found func(Problem) bool) {
 	tell := func(p Problem) error {
 		if !found(p) {
 			return errEnough
 		}
 		return nil
 	}
-	err := c.s.tree.Walk(img.root, func(node dedup.Slot, level int, extents []blockmap.Extent) (bool, error) {
+	c.s.tree.Walk(img.root, func(node dedup.Slot, level int, extents []blockmap.Extent) (bool, error) {
 		for _, e := range extents {
 			if e.IsHole() {
 				continue
@@ -583,10 +578,6 @@ func (c *checker) walk(img image, skip func(dedup.Slot) bool, found func(Problem
 		}
 		return tell(p)
 	}})
-	if errors.Is(err, errEnough) {
-		return nil
-	}
-	return err
 }
 
 // nodeBytes is how many bytes of an image of a size the blocks [first, end) are.

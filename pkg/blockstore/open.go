@@ -227,21 +227,23 @@ func (s *Store) rootLost(id string) error {
 // cutLost is rootLost for a cut.
 func (s *Store) cutLost(id string) error {
 	var cut cutRecord
-	if _, err := get(s.cat, keyCut+id, &cut); err != nil || !cut.Pending {
-		return ignoreNotFound(err)
-	}
-	v := s.loaded(cut.Volume)
-	if v == nil {
-		// Folded since the record was read, or there never was a journal.
+	for range 2 { // a volume without memory may have been folded since the record was read
 		if _, err := get(s.cat, keyCut+id, &cut); err != nil || !cut.Pending {
 			return ignoreNotFound(err)
 		}
-		return fmt.Errorf("the journal of volume %s, from which it would get its data, is gone: %w", cut.Volume, ErrCorrupt)
+		if v := s.loaded(cut.Volume); v != nil {
+			return v.journalLost()
+		}
 	}
+	return fmt.Errorf("the journal of volume %s, from which it would get its data, is gone: %w", cut.Volume, ErrCorrupt)
+}
+
+// journalLost is cutLost for the cuts that stand in the volume's journal.
+func (v *Volume) journalLost() error {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	if v.mu.unfoldable {
-		return fmt.Errorf("the journal of volume %s, from which it would get its data, cannot be read back: %w: %w", cut.Volume, ErrFailed, v.mu.failed)
+		return fmt.Errorf("the journal of volume %s, from which it would get its data, cannot be read back: %w: %w", v.id, ErrFailed, v.mu.failed)
 	}
 	return nil
 }
