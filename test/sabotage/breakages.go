@@ -255,6 +255,7 @@ var breakages = []breakage{
 	{"pkg/export/fuse_server.go", "case in.off > f.dev.Size()-int64(size):", "case false:", "device: write behind its end", []step{exportFuse}},
 	{"pkg/export/fuse_server.go", "\tcase f.o.ReadOnly:\n\t\terrno = unix.EROFS\n", "", "device: write to a read-only one", []step{exportFuse}},
 	{"pkg/export/fuse_server.go", "in.off < 0 || in.length <= 0 || in.off%512 != 0 || in.length%512 != 0:", "in.off < 0 || in.length <= 0:", "device: hole that is not whole sectors", []step{exportFuse}},
+	{"pkg/blockstore/journal/pool.go", "err == nil && !bytes.Equal(page[headerLog:headerLogEnd], names) {", "err != nil && !bytes.Equal(page[headerLog:headerLogEnd], names) {", "journal: a torn header's segment is its first record's", []step{journalAll}},
 	{"pkg/dedup/open.go", "strange: ff.rescan || ff.nameless}", "strange: ff.rescan}", "repair: a file that may be another store's stands for one of ours", []step{tests("./pkg/dedup", "TestRebuildTrustsNoUnknownFile")}},
 	{"pkg/export/fuse_server.go", "return unix.EOPNOTSUPP", "return errno", "device: a hole without space answered with EIO", []step{exportAttach}},
 	{"pkg/export/loop.go", "\tleaveRoomForReads(n)\n", "\t_ = leaveRoomForReads\n", "device: waiting writes take all requests", []step{exportAttach}},
