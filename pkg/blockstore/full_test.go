@@ -492,6 +492,31 @@ func TestFullTakesHoles(t *testing.T) {
 	ok(t, s.Close())
 }
 
+// A hole that has waited for a fold and is refused then waits no more, nor does its volume.
+func TestRefusedHoleDoesNotWait(t *testing.T) {
+	fsys := vfs.NewMem()
+	s := openStore(t, fsys, fullOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	fsys.SetCapacity(used(t, fsys))
+	s.setFull(true, ErrNoSpace)
+	const much = 1 << 40
+	s.reserve.debt.Add(much)
+	ended := make(chan error, 1)
+	go func() { ended <- v.Discard(0, BlockSize) }()
+	waitFor(t, 10*time.Second, "the hole waits", func() bool { return waitsSince(v) })
+	s.reserve.debt.Add(-much)
+	s.reserve.covered.Add(-much)
+	s.pool.Wake()
+	within(t, 10*time.Second, "the hole is refused", func() {
+		if err := <-ended; !errors.Is(err, ErrNoSpace) {
+			t.Errorf("hole: %v", err)
+		}
+	})
+	if waitsSince(v) {
+		t.Error("the volume says that it waits")
+	}
+}
+
 // waitsSince tells whether the volume says that its records wait for space.
 func waitsSince(v *Volume) bool {
 	v.mu.RLock()

@@ -155,11 +155,11 @@ func (v *Volume) run(t wal.Type, off, n int64, p []byte) error {
 			room = nil
 			continue
 		}
+		if t == wal.TypeHole && !since.IsZero() {
+			v.feed() // it waits no more, taken or refused; others who do say so again
+		}
 		if err != nil {
 			return err
-		}
-		if op.spare && !since.IsZero() {
-			v.feed() // it waits no more; others who do say so again
 		}
 		v.append(op)
 		return v.acknowledge(op)
