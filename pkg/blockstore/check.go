@@ -8,7 +8,6 @@ import (
 	"maps"
 	"path"
 	"slices"
-	"sort"
 	"strings"
 
 	"github.com/k8ns/granary/pkg/blockstore/blockmap"
@@ -621,14 +620,7 @@ func (c *checker) extent(e blockmap.Extent, tell func(Problem) error) error {
 // journals reports volumes that failed and, with ReadData, reads every payload that is
 // not folded yet.
 func (c *checker) journals(ctx context.Context, images []image) error {
-	c.s.mu.Lock()
-	vols := make([]*Volume, 0, len(c.s.mu.volumes))
-	for _, v := range c.s.mu.volumes {
-		vols = append(vols, v)
-	}
-	c.s.mu.Unlock()
-	sort.Slice(vols, func(i, j int) bool { return vols[i].id < vols[j].id })
-	for _, v := range vols {
+	for _, v := range c.s.loadedVolumes() {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

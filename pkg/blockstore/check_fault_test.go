@@ -29,7 +29,7 @@ func TestUnreadableRecordStopsCheck(t *testing.T) {
 		s := openStore(t, mem, sickOptions())
 		must(s.commit(put(keyDamage+"0123456789abcdef0123456789abcdef01234567/0003", damageRecord{File: "f", Reason: "r"}, catalog.ExpectAbsent)))(t)
 		good := s.scan(prefix)[0]
-		garble(t, s, good.Key)
+		spoil(t, s, good.Key)
 		s.abandon()
 		mem.Kill()
 		before := mem.Digest()

@@ -50,11 +50,11 @@ func TestCollectionMeetsUnreadableRecord(t *testing.T) {
 					_, _, err := s.collectStep(c)
 					ok(t, err)
 				}
-				restore = garble(t, s, key)
+				restore = spoil(t, s, key)
 				_, _, err = s.collectStep(c)
 				c.abort()
 			} else {
-				restore = garble(t, s, key)
+				restore = spoil(t, s, key)
 				_, err = s.Collect(context.Background())
 			}
 			if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), key) {

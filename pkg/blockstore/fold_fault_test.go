@@ -89,7 +89,7 @@ func TestFoldMeetsUnreadableRecord(t *testing.T) {
 		writeBlocks(t, v, image, 0, 4, "write")
 		snap := must(s.CreateSnapshot(context.Background(), v.ID(), "s", nil))(t)
 		key := s.scan(prefix)[0].Key
-		restore := garble(t, s, key)
+		restore := spoil(t, s, key)
 		before := s.cat.Durable()
 		if did, err := s.foldOnce(v); did || !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), key) {
 			t.Errorf("%s: %v, %v", key, did, err)

@@ -62,7 +62,7 @@ func TestMendsOfWhatHasChanged(t *testing.T) {
 		key  string
 		mend *mend
 	}{{volume, setMapped(volume, same, 77)}, {cut, setMapped(cut, same, 77)}, {cut, recount(cut, 3)}} {
-		restore := garble(t, s, c.key)
+		restore := spoil(t, s, c.key)
 		before, _ := s.cat.Get(c.key)
 		did, err := s.apply([]mend{*c.mend})
 		if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), c.key) || len(did) > 0 {

@@ -1,7 +1,6 @@
 package blockstore
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"strings"
@@ -10,19 +9,6 @@ import (
 	"github.com/k8ns/granary/pkg/catalog"
 	"github.com/k8ns/granary/pkg/vfs"
 )
-
-// garble makes a record one that no version of this program reads, and returns what puts
-// it back.
-func garble(t *testing.T, s *Store, key string) (mend func()) {
-	t.Helper()
-	e, found := s.cat.Get(key)
-	if !found {
-		t.Fatalf("no record %s", key)
-	}
-	bad := append(bytes.Clone(e.Value), "{}"...)
-	must(s.cat.Commit(catalog.Op{Key: key, Value: bad, Expect: e.Revision}))(t)
-	return func() { must(s.cat.Commit(catalog.Op{Key: key, Value: e.Value, Expect: catalog.ExpectAny}))(t) }
-}
 
 // An attachment is of a volume, and what becomes of a volume on a full disk is one of two:
 // anything else is refused, and nothing is recorded.
@@ -156,7 +142,7 @@ func TestCloneWithoutItsCut(t *testing.T) {
 			must(s.commit(del(key, cut.Revision)))(t)
 			return func() { must(s.cat.Commit(catalog.Op{Key: key, Value: cut.Value}))(t) }
 		},
-		"unreadable": func() func() { return garble(t, s, key) },
+		"unreadable": func() func() { return spoil(t, s, key) },
 	} {
 		mend := take()
 		before := s.cat.Durable()

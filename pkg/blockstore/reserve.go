@@ -20,8 +20,7 @@ type reserve struct {
 	fsys      vfs.FS
 	dir       string
 	fileBytes int64
-	base      int   // files beside those for the debt
-	forHoles  int64 // bytes of those files that holes may use on a full disk
+	base      int // files beside those for the debt
 
 	debt    atomic.Int64 // bytes that folding can append at most
 	covered atomic.Int64 // bytes of the files that are there for it
@@ -36,7 +35,6 @@ type reserve struct {
 func openReserve(fsys vfs.FS, dir string, segmentBytes, baseBytes int64) (*reserve, error) {
 	r := &reserve{fsys: fsys, dir: dir, fileBytes: segmentBytes + segmentBytes/16}
 	r.base = int((baseBytes + r.fileBytes - 1) / r.fileBytes)
-	r.forHoles = int64(r.base) * r.fileBytes / 4
 	if err := fsys.MkdirAll(dir); err != nil {
 		return nil, fmt.Errorf("open reserve: %w", err)
 	}
@@ -88,7 +86,7 @@ func (r *reserve) charge(n int64) error {
 // does: the kernel makes holes with the same thread that hands over its reads, and they may
 // be what gives space back. errWait if folding makes room for it, else ErrNoSpace.
 func (r *reserve) chargeHole(n, free int64) error {
-	room := r.covered.Load() + r.forHoles + free
+	room := r.covered.Load() + int64(r.base)*r.fileBytes/4 + free
 	if r.debt.Add(n) <= room {
 		return nil
 	}

@@ -305,10 +305,7 @@ func (s *Store) closeFiles() error {
 // ErrNoSpace when it would wait as a write does.
 func (s *Store) charge(n int64, spare bool) error {
 	if spare {
-		space, err := s.fsys.Space(s.dir)
-		if err != nil {
-			space.Free = 0
-		}
+		space, _ := s.fsys.Space(s.dir) // what is not known is none
 		return s.reserve.chargeHole(n, space.Free)
 	}
 	err := s.reserve.charge(n)

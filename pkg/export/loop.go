@@ -254,7 +254,7 @@ func detachLoop(ctx context.Context, keep *keeper, device string, lazy bool) err
 	if err := waitGone(ctx, n, file); err != nil {
 		return err
 	}
-	setScheduler(n, "none") // as it was
+	setScheduler(n, "none") // the kernel's default for a loop device
 	return nil
 }
 
