@@ -12,7 +12,7 @@ var (
 	attachAll  = all("./pkg/attach")
 
 	dedupRefused = tests("./pkg/dedup", "TestChunkHead_Refuses|TestFront_Refuses|TestFooter_Refuses|TestEveryByteOfAFooter|TestBadFooter")
-	dedupRot     = tests("./pkg/dedup", "TestEveryByteOfAFooter|TestEveryByte|TestHealing")
+	dedupRot     = tests("./pkg/dedup", "TestEveryByteOfAFooter|TestEveryByte|TestHealing|TestVerifyBelievesNoChecksum")
 	dedupCollect = tests("./pkg/dedup", "TestFailedFileIsLeftAlone|TestCondemn|TestPlanPicks|TestCollectDamaged|TestCollectFaults|TestCollectRandom")
 	dedupSync    = tests("./pkg/dedup", "TestSyncWaitsForAnother|TestFailedFileIsLeftAlone")
 	dedupAll     = all("./pkg/dedup")
@@ -24,7 +24,7 @@ var (
 	engineRace    = tests("./pkg/blockstore", "TestAcknowledgeWaitsForEarlierRecords|TestSnapshotWaitsForWritesInFlight|TestSnapshotDuringFold|TestFoldDuringSnapshot")
 	engineState   = tests("./pkg/blockstore", "TestCopyHasItsSourcesState|TestStateMovesWhileCopied|TestSizesAndErrors|TestVolumeRanges")
 	engineFault   = tests("./pkg/blockstore", "TestJournalSyncFails|TestChunkSyncFails|TestTornTailStaysCut|TestFlushCoversWhatWasRecovered|TestFailedVolumeAttachesAgain|TestMarkSyncFails|TestUnreadableSegmentHeader")
-	engineRot     = tests("./pkg/blockstore", "TestEachFileTellsTheAge|TestReplayRefuses|TestStoreHeader_Refused|TestRecords_Refused|TestEpoch_Refused|TestOlderCatalog|TestDamagedHeader|TestDamagedMapNode|TestDamageHeals|TestPartialWriteOntoDamage|TestUnreadableSegmentHeader|TestLostCutIsSaid|TestDamagedJournal")
+	engineRot     = tests("./pkg/blockstore", "TestEachFileTellsTheAge|TestReplayRefuses|TestStoreHeader_Refused|TestRecords_Refused|TestEpoch_Refused|TestOlderCatalog|TestDamagedHeader|TestDamagedMapNode|TestDamageHeals|TestPartialWriteOntoDamage|TestUnreadableSegmentHeader|TestLostCutIsSaid|TestDamagedJournal|TestBadJournalPageStopsNobody")
 	engineRotAll  = tests("./pkg/blockstore", "TestRot")
 	engineRepair  = tests("./pkg/blockstore", "TestRepair[A-DF-Z].*|TestDamageOf.*")
 	engineScratch = tests("./pkg/blockstore", "TestScratch.*")
