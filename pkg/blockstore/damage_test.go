@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/k8ns/granary/pkg/vfs"
@@ -360,10 +361,46 @@ func TestDamagedHeader(t *testing.T) {
 			t.Errorf("store header of %d bytes: opens", to)
 		}
 	}
+}
+
+// No new store is made where one has lost its header: not while any of its directories
+// holds a file, nor while one cannot be listed. It opens again with its header.
+func TestLostHeader(t *testing.T) {
+	x := newSick(t)
+	name := path.Join(testDir, headerName)
+	header := must(vfs.ReadFile(x.fsys, name))(t)
 	ok(t, x.fsys.Remove(name))
-	if _, err := Open(x.fsys, testDir, sickOptions()); err == nil {
-		t.Error("store without header: opens")
+	refused := func(what string, fsys vfs.FS, want error) {
+		t.Helper()
+		if _, err := Open(fsys, testDir, sickOptions()); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", what, err, want)
+		}
+		if _, err := fsys.Stat(name); !errors.Is(err, vfs.ErrNotExist) {
+			t.Errorf("%s: a header was made: %v", what, err)
+		}
 	}
+	dirs := []string{dirCatalog, dirChunks, dirJournal}
+	for _, dir := range dirs {
+		only := x.fsys.Clone()
+		for _, other := range dirs {
+			for _, file := range filesBelow(t, only, other, "") {
+				if other != dir {
+					ok(t, only.Remove(file))
+				}
+			}
+		}
+		refused("files in "+dir, only, ErrCorrupt)
+		sick := vfs.NewFaulty(only)
+		sick.SetHook(func(op vfs.Op) error {
+			if op.Kind == vfs.OpReadDir && path.Base(op.Name) == dir {
+				return syscall.EIO
+			}
+			return nil
+		})
+		refused(dir+" is not listed", sick, syscall.EIO)
+	}
+	ok(t, vfs.WriteFileAtomic(x.fsys, name, header))
+	ok(t, openStore(t, x.fsys, sickOptions()).Close())
 }
 
 // A journal damaged below its synced mark fails its volume closed; above it a torn tail

@@ -84,7 +84,10 @@ func openStoreHeader(fsys vfs.FS, dir string, newID func() [16]byte) (storeHeade
 	}
 	for _, sub := range []string{dirCatalog, dirChunks, dirJournal} {
 		names, err := fsys.ReadDir(path.Join(dir, sub))
-		if err == nil && len(names) > 0 {
+		if err != nil && !errors.Is(err, vfs.ErrNotExist) {
+			return h, err // it may well hold a store
+		}
+		if len(names) > 0 {
 			return h, fmt.Errorf("%s holds a store, but its header %s is missing: %w", dir, headerName, ErrCorrupt)
 		}
 	}

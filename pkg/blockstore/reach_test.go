@@ -15,6 +15,7 @@ import (
 
 	"github.com/k8ns/granary/pkg/catalog"
 	"github.com/k8ns/granary/pkg/vfs"
+	"github.com/k8ns/granary/pkg/wal"
 )
 
 // reachStore has two volumes, each with a journal of some segments, all flushed.
@@ -293,7 +294,7 @@ func TestSwappedSegmentsAfterKill(t *testing.T) {
 
 // A deleted volume owes its cuts their roots and nothing else: what is lost behind the
 // last of them is not missed.
-func TestDeletedVolumeOwesOnlyItsCuts(t *testing.T) {
+func TestDeletedVolumeOwesItsCutsAlone(t *testing.T) {
 	x := newReachStore(t)
 	x.flushed(x.v, perSegment-1)
 	image := bytes.Clone(x.images[x.v.ID()])
@@ -310,6 +311,54 @@ func TestDeletedVolumeOwesOnlyItsCuts(t *testing.T) {
 	wantImage(t, readAll(t, attach(t, s, clone.ID)), image, "snapshot")
 	wantClean(t, s)
 	ok(t, s.Close())
+}
+
+// A deleted volume owes its cuts all that is in them: one that the journal does not reach
+// any more is not made of what is left.
+func TestDeletedVolumeOwesItsCutsAll(t *testing.T) {
+	x := newReachStore(t)
+	x.flushed(x.v, 2*perSegment-1)
+	snap := must(x.s.CreateSnapshot(context.Background(), x.v.ID(), "s", nil))(t)
+	names := x.segments()
+	ok(t, x.v.Close())
+	ok(t, x.s.DeleteVolume(x.v.ID()))
+	x.die()
+	if len(names) != 2 {
+		t.Fatal(names)
+	}
+	ok(t, x.mem.Remove(names[1]))
+	s := openStore(t, x.mem, tightOptions())
+	foldAll(t, s)
+	if _, err := s.WaitSnapshot(context.Background(), snap.ID); !errors.Is(err, ErrFailed) || !errors.Is(err, ErrCorrupt) {
+		t.Errorf("snapshot that has lost its end: %v", err)
+	}
+	s.abandon()
+}
+
+// A segment whose header and first records are spoiled, so that nothing says whose it is
+// but the records behind them, is not used again: it is all that is left of what was
+// flushed, for whoever can mend it.
+func TestBadSegmentIsEvidence(t *testing.T) {
+	x := newReachStore(t)
+	x.flushed(x.v, 5)
+	x.flushed(x.v, 1) // its record says that those before it are durable
+	name := x.segments()[0]
+	x.die()
+	x.mem.Corrupt(name, 0, func(p []byte) { clear(p[:4*wal.PageSize]) })
+	before := must(vfs.ReadFile(x.mem, name))(t)
+	s := openStore(t, x.mem, tightOptions())
+	if _, err := s.OpenVolume(context.Background(), x.v.ID()); !errors.Is(err, ErrFailed) || !errors.Is(err, ErrCorrupt) {
+		t.Errorf("volume that has lost flushed records: %v", err)
+	}
+	w := attach(t, s, x.w.ID())
+	for range 3 {
+		fillPool(t, w, x.images[w.ID()], 0)
+		foldAll(t, s)
+	}
+	if !bytes.Equal(must(vfs.ReadFile(x.mem, name))(t), before) {
+		t.Error("the segment was written over")
+	}
+	s.abandon()
 }
 
 // The guard costs a flush nothing but where it is the first in its segment, or behind a

@@ -304,6 +304,29 @@ func TestLogsBeforeAreMissed(t *testing.T) {
 	wantSeqs(t, seqs, 4, 4)
 }
 
+// A log says where the one before ended, even if nothing of that was left to read: all was
+// folded. So a catalog that is older than the log shows.
+func TestLogSaysWhereTheFoldedOneEnded(t *testing.T) {
+	fsys := vfs.NewMem()
+	w, _, err := reopen(t, fsys, 1, 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.append()
+	if end := w.l.segs[0].header.PrevEnd; end != 5 {
+		t.Errorf("the log before ended at %d, want 5", end)
+	}
+	fsys.Kill()
+	if _, _, err := reopen(t, fsys, 2, 4); !errors.Is(err, wal.ErrCorrupt) {
+		t.Errorf("a position before the log's beginning: %v", err)
+	}
+	_, seqs, err := reopen(t, fsys, 2, 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantSeqs(t, seqs, 6, 6)
+}
+
 // A journal that is known to have reached a record must reach it, and what is left of one
 // that does not is kept.
 func TestRecoverReach(t *testing.T) {

@@ -82,6 +82,11 @@ func TestRecover_WhichRecords(t *testing.T) {
 			epoch: 2, log: 2, from: 1, want: []string{"2.2"}, kept: 1,
 		},
 		{
+			name:  "what was cut off a log stays cut off when the log that did is folded and gone",
+			files: []fileOf{{epoch: 1, log: 1, seqs: []uint64{2, 3}}},
+			epoch: 2, log: 1, from: 2, want: nil, kept: 0,
+		},
+		{
 			name:  "a log of a later epoch is not over because its number is low",
 			files: []fileOf{{epoch: 2, log: 1, prevEnd: 1, seqs: []uint64{2}}},
 			epoch: 1, log: 7, from: 1, want: []string{"2.2"}, kept: 1,

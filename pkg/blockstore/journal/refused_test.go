@@ -100,6 +100,11 @@ func TestOpenPool_Refuses(t *testing.T) {
 	segmentFile(t, fsys, segment0, func(h *Header, _ []byte) { h.Store = [16]byte{2} })
 	_, _, _, err = open(fsys, PoolOptions{})
 	wantError(t, "another store", err, wal.ErrFormat, "belongs to store 02")
+	segmentFile(t, fsys, segment0, func(h *Header, _ []byte) { h.Pages *= 2 })
+	if p, owned, bad, err = open(fsys, PoolOptions{}); err != nil || len(owned) != 0 || len(bad) != 1 || bad[0].Cut == nil || p.Close() != nil {
+		t.Fatal("a segment that has lost its end: ", owned, bad, err)
+	}
+	wantError(t, "half of a segment", bad[0].Err, wal.ErrCorrupt, segment0+": 8 pages of 16 are left")
 	page := Header{Store: [16]byte{1}, Owner: owner}.Encode()
 	page[4]++
 	if err := vfs.WriteFileAtomic(fsys, segment0, append(page, make([]byte, 7*wal.PageSize)...)); err != nil {
