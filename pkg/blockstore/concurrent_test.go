@@ -836,6 +836,43 @@ func snapshotDuringFold(t *testing.T, kind vfs.OpKind, dir string, more bool) {
 	wantSnapshot(t, crashed, a.info.ID, want)
 }
 
+// However eager the folds are, a snapshot is of its first mark: no fold gets above that
+// before the cut is recorded, for then it would have to mark again, and again.
+func TestSnapshotIsNotOvertaken(t *testing.T) {
+	fsys := vfs.NewFaulty(vfs.NewMem())
+	s := openStore(t, fsys, smallOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	want := make([]byte, v.Size())
+	copy(want, noise(1, 8*BlockSize))
+	writeAt(t, v, want[:8*BlockSize], 0)
+	marks := 0
+	fsys.SetHook(func(op vfs.Op) error {
+		if op.Kind != vfs.OpDatasync || !strings.HasPrefix(op.Name, testDir+"/journal/") || marks == 10 {
+			return nil // a later mark finds all folded, and syncs nothing
+		}
+		marks++
+		if _, err := v.WriteAt(noise(uint64(100+marks), BlockSize), 0); err != nil {
+			t.Error(err)
+		}
+		for range 3 {
+			if _, err := s.foldOnce(v); err != nil {
+				t.Error(err)
+			}
+		}
+		return nil
+	})
+	info, err := s.CreateSnapshot(context.Background(), v.ID(), "s", nil)
+	ok(t, err)
+	fsys.SetHook(nil)
+	if marks != 1 {
+		t.Errorf("the journal was synced for %d marks, want 1", marks)
+	}
+	foldAll(t, s)
+	wantSnapshot(t, s, info.ID, want)
+	wantClean(t, s)
+	ok(t, s.Close())
+}
+
 // A fold whose commit comes between a snapshot's mark and its record, or between the
 // record and what tells the layer of it, leaves no snapshot without a root.
 func TestFoldDuringSnapshot(t *testing.T) {

@@ -61,7 +61,6 @@ func (l *Log) Recover(segments []Recovered, epoch, log, from, reach uint64, appl
 	for _, s := range r.unused {
 		s.Release()
 	}
-	l.prev.end = r.cut.Last
 	return r.cut, nil
 }
 
@@ -100,7 +99,7 @@ func (r *recovery) readLogs(segments []Recovered) error {
 			return err
 		}
 		last := segments[n-1].Header
-		r.log.prev = prevLog{last.Epoch, last.Log, r.cut.Last}
+		r.log.prev = prevLog{epoch: last.Epoch, log: last.Log}
 		segments = segments[n:]
 	}
 	return nil
