@@ -62,6 +62,9 @@ func TestJournalSyncFails(t *testing.T) {
 				if err := v.Discard(0, BlockSize); !errors.Is(err, ErrFailed) {
 					t.Errorf("discard: %v", err)
 				}
+				if _, err := v.ReadAt(make([]byte, BlockSize), 8*BlockSize); !errors.Is(err, ErrFailed) {
+					t.Errorf("read: %v", err)
+				}
 			}
 			if info := must(s.Volume(v.ID()))(t); info.Failed == "" {
 				t.Error("the volume does not say that it has failed")
@@ -97,6 +100,41 @@ func TestJournalSyncFails(t *testing.T) {
 			wantClean(t, s)
 			ok(t, s.Close())
 		})
+	}
+}
+
+// A segment whose header cannot be written, or not be synced where it begins a log, fails its
+// volume closed (I8): nobody knows what of it the disk has.
+func TestHeaderFails(t *testing.T) {
+	for _, kind := range []vfs.OpKind{vfs.OpWrite, vfs.OpDatasync} {
+		mem := vfs.NewMem()
+		fsys := vfs.NewFaulty(mem)
+		s := openStore(t, fsys, tightOptions())
+		v, other := newVolume(t, s, "v", 1<<20), newVolume(t, s, "other", 1<<20)
+		writeAt(t, other, noise(1, BlockSize), 0)
+		failed := ""
+		fsys.SetHook(func(op vfs.Op) error {
+			if op.Kind == kind && strings.HasSuffix(op.Name, ".seg") && (kind == vfs.OpDatasync || op.Off == 0) && failed == "" {
+				failed = op.Name
+				return syscall.EIO
+			}
+			return nil
+		})
+		for range 2 {
+			if _, err := v.WriteAt(noise(2, BlockSize), 0); !errors.Is(err, ErrFailed) || !errors.Is(err, syscall.EIO) {
+				t.Errorf("%v: write: %v", kind, err)
+			}
+			if err := v.Flush(); !errors.Is(err, ErrFailed) {
+				t.Errorf("%v: flush: %v", kind, err)
+			}
+		}
+		if failed == "" {
+			t.Fatalf("no %v of a header", kind)
+		}
+		writeAt(t, other, noise(3, BlockSize), BlockSize)
+		ok(t, other.Flush())
+		ok(t, other.Close())
+		s.abandon()
 	}
 }
 

@@ -523,3 +523,34 @@ func waitsSince(v *Volume) bool {
 	defer v.mu.RUnlock()
 	return !v.mu.starved.IsZero()
 }
+
+// Each record that is taken from a writer is covered by files of the reserve, and no
+// segment goes to a writer while something of it is missing (I9).
+func TestReserveCoversEachRecord(t *testing.T) {
+	fsys := vfs.NewMem()
+	s := openStore(t, fsys, fullOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	for n := range int64(20) {
+		writeAt(t, v, noise(uint64(n), BlockSize), n*BlockSize)
+		if debt, covered := s.reserve.debt.Load(), s.reserve.covered.Load(); debt > covered {
+			t.Fatalf("after %d writes folding may append %d bytes, and the reserve covers %d", n+1, debt, covered)
+		}
+	}
+	foldAll(t, s)
+	for s.reserve.bytes() >= int64(s.reserve.base)*s.reserve.fileBytes {
+		if !s.reserve.release() {
+			t.Fatal("no reserve")
+		}
+	}
+	room := used(t, fsys)
+	fsys.SetCapacity(room) // somebody else took what was given up
+	if seg, err := s.pool.Get(); !errors.Is(err, ErrNoSpace) {
+		t.Errorf("segment %v, %v", seg, err)
+	}
+	fsys.SetCapacity(2 * room)
+	seg, err := s.pool.Get()
+	ok(t, err)
+	seg.Release()
+	ok(t, v.Close())
+	ok(t, s.Close())
+}

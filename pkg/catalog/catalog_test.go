@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"path"
 	"reflect"
 	"strings"
 	"sync"
@@ -295,6 +296,38 @@ func TestCommit_SyncFails(t *testing.T) {
 		t.Errorf("a is %q, commit %d, %d syncs", e.Value, c.Durable(), syncs)
 	}
 	mustClose(t, c)
+}
+
+// TestCheckpoint_SyncFails: the next log, whose sync failed before it had its name, is not
+// left for the next start, which would sync that file again (I8).
+func TestCheckpoint_SyncFails(t *testing.T) {
+	mem := vfs.NewMem()
+	faulty := vfs.NewFaulty(mem)
+	c := mustOpen(t, faulty, Options{LogBytes: minLogBytes})
+	errDisk, begun, syncs := errors.New("disk on fire"), false, 0
+	faulty.SetHook(func(op vfs.Op) error {
+		switch {
+		case path.Base(op.Name) != spareName: // which a log is called here even when it has its name
+		case op.Kind == vfs.OpWrite:
+			begun = begun || op.Off == 0
+		case begun && (op.Kind == vfs.OpDatasync || op.Kind == vfs.OpSync):
+			syncs++
+			return errDisk
+		}
+		return nil
+	})
+	var err error
+	for n := 0; err == nil && n < 10_000; n++ {
+		_, err = c.Commit(put("a", strings.Repeat("x", 1000)))
+	}
+	if !errors.Is(err, ErrFailed) || !errors.Is(err, errDisk) {
+		t.Fatal(err)
+	}
+	if _, err := mem.Stat(path.Join(testDir, spareName)); !errors.Is(err, vfs.ErrNotExist) || syncs != 1 {
+		t.Errorf("spare: %v, %d syncs", err, syncs)
+	}
+	mustClose(t, c)
+	mustClose(t, mustOpen(t, mem, Options{LogBytes: minLogBytes}))
 }
 
 func TestOpen_ReadOnlyChangesNothing(t *testing.T) {

@@ -464,6 +464,33 @@ func TestFilesystemThatIsNotThere(t *testing.T) { // I11
 	}
 }
 
+// A filesystem that is not the one on record, made by whoever had the raw device, is
+// neither repaired nor mounted.
+func TestFilesystemOfAnotherType(t *testing.T) { // I11
+	w := newWorld(t)
+	id, p := w.create("v", capacity(300<<20, 0)).VolumeId, w.paths()
+	w.use(id, p, "ext4")
+	w.must(w.engine.SetVolumeState(w.engineID(id), blockstore.StateUsed, "xfs"))
+	w.trace.Steps()
+	wantCode(t, "stage", w.stage(id, p, mountCap("xfs")), codes.FailedPrecondition, "holds ext4, the request wants xfs")
+	if steps := strings.Join(w.trace.Steps(), ", "); strings.Contains(steps, "fsck") || strings.Contains(steps, "mount") {
+		t.Errorf("steps %s", steps)
+	}
+}
+
+// What is mounted at one path is not repaired when it is staged at another.
+func TestNoFsckUnderAMount(t *testing.T) {
+	w := newWorld(t)
+	id, p := w.create("v").VolumeId, w.paths()
+	w.use(id, p, "ext4")
+	w.must(w.stage(id, p, mountCap("ext4")))
+	w.trace.Steps()
+	w.must(w.stage(id, w.paths(), mountCap("ext4")))
+	if steps := strings.Join(w.trace.Steps(), ", "); strings.Contains(steps, "fsck") || strings.Contains(steps, "unmounted") || !strings.Contains(steps, "mount") {
+		t.Errorf("steps %s", steps)
+	}
+}
+
 // use stages a volume once so that it has a filesystem.
 func (w *world) use(id string, p paths, fsType string) {
 	w.t.Helper()

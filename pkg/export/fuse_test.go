@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -248,6 +249,57 @@ func TestErrno(t *testing.T) {
 	} {
 		if got := errnoOf(c.err); got != c.want {
 			t.Errorf("%v: %v, want %v", c.err, got, c.want)
+		}
+	}
+}
+
+// toldDevice answers what the test tells it to.
+type toldDevice struct {
+	*memDevice
+	n     int // of bytes less than wanted
+	err   error
+	calls []string
+}
+
+func (d *toldDevice) told(call string) error {
+	d.calls = append(d.calls, call)
+	return d.err
+}
+
+func (d *toldDevice) ReadAt(p []byte, _ int64) (int, error)  { return len(p) - d.n, d.told("read") }
+func (d *toldDevice) WriteAt(p []byte, _ int64) (int, error) { return len(p) - d.n, d.told("write") }
+func (d *toldDevice) Flush() error                           { return d.told("flush") }
+func (d *toldDevice) Discard(_, _ int64) error               { return d.told("discard") }
+func (d *toldDevice) WriteZeroes(_, _ int64) error           { return d.told("zeroes") }
+
+// Nothing is answered that the device did not say: each request reaches it once, its
+// errors reach the kernel, and a part of what was asked for is an error.
+func TestAnswersAreTheDevices(t *testing.T) {
+	data := make([]byte, 1024)
+	for _, c := range []struct {
+		call string
+		op   opcode
+		body []byte
+	}{
+		{"read", opRead, ioBody(0, 1024)}, {"write", opWrite, ioBody(0, 1024, data...)}, {"flush", opFsync, make([]byte, 16)},
+		{"discard", opFallocate, falloc(0, 1024, fallocPunchHole|fallocKeepSize)}, {"zeroes", opFallocate, falloc(0, 1024, fallocZeroRange)},
+	} {
+		for _, answer := range []struct {
+			n    int
+			err  error
+			want unix.Errno
+		}{{0, nil, 0}, {0, errors.New("broken"), unix.EIO}, {512, nil, unix.EIO}} {
+			if answer.n > 0 && c.call != "read" && c.call != "write" {
+				continue
+			}
+			dev := &toldDevice{memDevice: newMem(1 << 20), n: answer.n, err: answer.err}
+			p, _ := serve(t, dev, FUSEOptions{})
+			if errno, _ := p.call(c.op, nodeDisk, c.body); errno != answer.want {
+				t.Errorf("%s, %d bytes less, %v: %v, want %v", c.call, answer.n, answer.err, errno, answer.want)
+			}
+			if !slices.Equal(dev.calls, []string{c.call}) {
+				t.Errorf("%s: the device was asked for %v", c.call, dev.calls)
+			}
 		}
 	}
 }

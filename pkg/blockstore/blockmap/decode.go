@@ -127,9 +127,7 @@ func (d *decoder) place() (chunk, slot uint16, err error) {
 		return 0, 0, err
 	}
 	switch {
-	case c > uint64(len(d.node.ids)):
-		return 0, 0, corrupt("chunk number %d of %d", c, len(d.node.ids))
-	case c > uint64(d.usedIDs)+1:
+	case c > uint64(d.usedIDs)+1: // so one behind the last ID makes more used than there are
 		return 0, 0, corrupt("chunk IDs are not in the order of their first use")
 	case s >= dedup.MaxSlots:
 		return 0, 0, corrupt("slot %d", s)
