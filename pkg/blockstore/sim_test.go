@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -77,6 +78,9 @@ func TestSimulation(t *testing.T) {
 			violations++
 			if violations <= 5 {
 				t.Errorf("%s\nreplay, with a trace: make sim SEEDS=1 FIRST_SEED=%d SIMFLAGS='-sim.trace -sim.ops %d'", r.problem, r.seed, *simOps)
+			} else if violations <= 100 {
+				first, _, _ := strings.Cut(r.problem, "\n")
+				t.Errorf("seed %d too: %s", r.seed, first)
 			}
 		}
 		if r.crashes < 3 && r.problem == "" {
