@@ -108,7 +108,7 @@ func (c *collector) known() (pending, garbage int64) {
 
 // CollectResult says what a collection did.
 type CollectResult struct {
-	FreedBytes   int64 `json:"freed"`   // stored bytes before less those after
+	FreedBytes   int64 `json:"freed"`   // of chunk files that went, less those that took their place
 	GarbageBytes int64 `json:"garbage"` // found by the marking
 	Nodes        int64 `json:"nodes"`   // map nodes that were read, each once
 }
@@ -275,9 +275,15 @@ func (s *Store) sealOpen() error { return s.onReserve(s.chunks.SealOpen) }
 // runCollection collects; on a full disk it gives up parts of the reserve until it gets
 // through.
 func (s *Store) runCollection(ctx context.Context, minLive float64, rest int) (CollectResult, error) {
-	before := s.chunks.Stats().Stored
+	freed := int64(0)
 	for {
-		c, err := s.stepCollection(ctx, minLive, rest)
+		c, err := s.newCollection(minLive)
+		if err == nil {
+			err = s.stepCollection(ctx, c, rest)
+		}
+		if c.plan != nil {
+			freed += c.plan.Freed()
+		}
 		if errors.Is(err, ErrNoSpace) && s.noSpace() {
 			continue
 		}
@@ -288,7 +294,6 @@ func (s *Store) runCollection(ctx context.Context, minLive float64, rest int) (C
 		if err := s.tidyDamage(); err != nil {
 			s.log.Warn("records of healed damage cannot be deleted", "err", err)
 		}
-		freed := before - s.chunks.Stats().Stored
 		s.log.Info("collected", "freed_bytes", freed, "garbage_bytes", c.garbage, "nodes", c.nodes)
 		s.coll.swept(max(0, c.garbage-freed))
 		return CollectResult{FreedBytes: freed, GarbageBytes: c.garbage, Nodes: c.nodes}, nil
@@ -301,22 +306,19 @@ const minRest = 5 * time.Millisecond
 
 // stepCollection steps a collection to its end. It rests after some steps for rest times
 // as long as they took.
-func (s *Store) stepCollection(ctx context.Context, minLive float64, rest int) (*collection, error) {
-	c, err := s.newCollection(minLive)
-	if err != nil {
-		return nil, err
-	}
+func (s *Store) stepCollection(ctx context.Context, c *collection, rest int) error {
 	owed := time.Duration(0)
 	for more, wait := true, false; more; {
 		began := s.o.Now()
 		folded := s.sched.folded()
+		var err error
 		more, wait, err = s.collectStep(c)
 		if err == nil {
 			err = ctx.Err()
 		}
 		if err != nil {
 			c.abort()
-			return nil, err
+			return err
 		}
 		owed += time.Duration(rest) * s.o.Now().Sub(began)
 		switch {
@@ -331,7 +333,7 @@ func (s *Store) stepCollection(ctx context.Context, minLive float64, rest int) (
 			owed = 0
 		}
 	}
-	return c, nil
+	return nil
 }
 
 func sleep(ctx context.Context, d time.Duration) {

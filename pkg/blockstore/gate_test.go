@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/k8ns/granary/pkg/catalog"
 	"github.com/k8ns/granary/pkg/vfs"
@@ -148,5 +149,68 @@ func TestRootsOfCuts(t *testing.T) {
 	copy(want, first)
 	wantImage(t, readAll(t, attach(t, s, clone.ID)), want, "clone of a snapshot that is gone")
 	wantClean(t, s)
+	ok(t, s.Close())
+}
+
+// A collection that is asked for beside another waits for it and then looks anew: what
+// became garbage after the first had marked is returned when the second answers.
+func TestCollectWaitsForAnother(t *testing.T) {
+	fsys := vfs.NewFaulty(vfs.NewMem())
+	s := openStore(t, fsys, smallOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	fill := func(seed uint64) {
+		writeAt(t, v, noise(seed, 32*BlockSize), 0)
+		foldAll(t, s)
+		ok(t, s.sealOpen())
+	}
+	fill(1)
+	fill(2)
+	removing, goOn := make(chan struct{}), make(chan struct{})
+	once := false
+	fsys.SetHook(func(op vfs.Op) error {
+		if op.Kind == vfs.OpRemove && strings.Contains(op.Name, "/"+dirChunks+"/") && !once {
+			once = true
+			close(removing)
+			<-goOn
+		}
+		return nil
+	})
+	type answer struct {
+		CollectResult
+		err error
+	}
+	collect := func() chan answer {
+		done := make(chan answer, 1)
+		go func() {
+			r, err := s.Collect(context.Background())
+			done <- answer{r, err}
+		}()
+		return done
+	}
+	first := collect()
+	<-removing
+	fill(3)
+	second := collect()
+	early := false
+	select {
+	case r := <-second:
+		early = true
+		t.Errorf("the second collection answered beside the first: %+v", r)
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(goOn)
+	within(t, 10*time.Second, "both collections", func() {
+		if r := <-first; r.err != nil || r.FreedBytes <= 0 {
+			t.Errorf("first: %+v", r)
+		}
+		if early {
+			return
+		}
+		if r := <-second; r.err != nil || r.FreedBytes < 32*BlockSize {
+			t.Errorf("second: %+v", r)
+		}
+	})
+	fsys.SetHook(nil)
+	ok(t, v.Close())
 	ok(t, s.Close())
 }
