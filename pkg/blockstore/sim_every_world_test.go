@@ -514,7 +514,11 @@ func (w *simWorld) holeOnFullDisk() error {
 	}
 	sp, err := mem.Space(testDir)
 	w.ok(err, "space")
-	mem.SetCapacity(sp.Total - sp.Free + w.o.SegmentBytes) // a start needs some, a reserve more
+	room := w.o.SegmentBytes // a start needs some, a reserve more
+	if _, err := mem.Stat(path.Join(testDir, dirCatalog, "spare")); errors.Is(err, vfs.ErrNotExist) {
+		room += w.o.CatalogBytes // one whose sync failed is made anew
+	}
+	mem.SetCapacity(sp.Total - sp.Free + room)
 	s, err := Open(simFS{w.disk}, testDir, w.o)
 	if err != nil {
 		return err
