@@ -24,13 +24,16 @@ func runCollection(t testing.TB, c *Collection, live LiveSet) {
 	t.Helper()
 	c.Condemn()
 	c.Recheck(live)
-	for {
-		more, err := c.Step()
-		if err != nil {
+	sweep(t, c)
+}
+
+// sweep steps a collection to its end.
+func sweep(t testing.TB, c *Collection) {
+	t.Helper()
+	for more := true; more; {
+		var err error
+		if more, err = c.Step(); err != nil {
 			t.Fatal(err)
-		}
-		if !more {
-			return
 		}
 	}
 }
@@ -156,12 +159,7 @@ func TestCondemn(t *testing.T) {
 	check(t, s, whole, seq(0, 20)...)
 	live := liveOf(append(append(at[:5:5], at[12]), append(again, whole...)...))
 	c.Recheck(live)
-	for more := true; more; {
-		var err error
-		if more, err = c.Step(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	sweep(t, c)
 	check(t, s, []Slot{at[12]}, 12)
 	check(t, s, again, seq(0, 10)...)
 	check(t, s, whole, seq(0, 20)...)

@@ -169,18 +169,7 @@ func wantDisagree(t *testing.T, s *Store, at Slot, reason string) {
 // collectAll runs a collection to its end that keeps just these slots.
 func collectAll(t *testing.T, s *Store, live []Slot) {
 	t.Helper()
-	c := s.Plan(liveOf(live), s.Horizon(), PlanOptions{MinLive: 1})
-	c.Condemn()
-	c.Recheck(liveOf(live))
-	for {
-		more, err := c.Step()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !more {
-			return
-		}
-	}
+	runCollection(t, s.Plan(liveOf(live), s.Horizon(), PlanOptions{MinLive: 1}), liveOf(live))
 }
 
 // A file that is collected, or abandoned and cut, while a check goes through it is no
