@@ -9,6 +9,7 @@ import (
 
 	"github.com/k8ns/granary/pkg/leaktest"
 	"github.com/k8ns/granary/pkg/vfs"
+	"github.com/k8ns/granary/pkg/vfs/vfstest"
 )
 
 func newDir(t *testing.T, fsys vfs.FS) *Dir {
@@ -120,17 +121,12 @@ func TestDescriptors(t *testing.T) {
 
 // openFiles counts the descriptors that a file system has handed out and not got back.
 func openFiles(fsys *vfs.Faulty) (open func() int) {
-	n := 0
+	var descriptors vfstest.Descriptors
 	fsys.SetHook(func(op vfs.Op) error {
-		switch op.Kind {
-		case vfs.OpCreate, vfs.OpOpen:
-			n++
-		case vfs.OpClose:
-			n--
-		}
+		descriptors.See(op)
 		return nil
 	})
-	return func() int { return n }
+	return descriptors.Open
 }
 
 // What is not needed any more has no descriptor, and a removed file is gone, for those
@@ -248,7 +244,7 @@ func TestFaultsAreTold(t *testing.T) {
 	d := newDir(t, fsys)
 	create(t, d, "x.open", "hello").Finish()
 	d.Close()
-	open := 0
+	var descriptors vfstest.Descriptors
 	for _, c := range []struct {
 		kind vfs.OpKind
 		do   func() error
@@ -264,18 +260,13 @@ func TestFaultsAreTold(t *testing.T) {
 			if op.Kind == c.kind {
 				return broken
 			}
-			switch op.Kind {
-			case vfs.OpCreate, vfs.OpOpen:
-				open++
-			case vfs.OpClose:
-				open--
-			}
+			descriptors.See(op)
 			return nil
 		})
 		if err := c.do(); !errors.Is(err, broken) || err.Error() != c.text {
 			t.Errorf("%v fails: %v, want %q", c.kind, err, c.text)
 		}
-		if open != 0 {
+		if open := descriptors.Open(); open != 0 {
 			t.Errorf("%v fails: %d files stay open", c.kind, open)
 		}
 		fsys.SetHook(nil)

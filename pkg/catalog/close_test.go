@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/k8ns/granary/pkg/vfs"
+	"github.com/k8ns/granary/pkg/vfs/vfstest"
 	"github.com/k8ns/granary/pkg/wal"
 )
 
@@ -61,17 +62,12 @@ func TestNothingStaysOpen(t *testing.T) {
 	mem := vfs.NewMem()
 	for _, failing := range []vfs.OpKind{0, vfs.OpRename, vfs.OpDatasync, vfs.OpWrite, vfs.OpSyncDir} {
 		fsys := vfs.NewFaulty(mem)
-		open := 0
+		var descriptors vfstest.Descriptors
 		fsys.SetHook(func(op vfs.Op) error {
 			if op.Kind == failing {
 				return broken
 			}
-			switch op.Kind {
-			case vfs.OpCreate, vfs.OpOpen:
-				open++
-			case vfs.OpClose:
-				open--
-			}
+			descriptors.See(op)
 			return nil
 		})
 		c, err := Open(fsys, testDir, testStore, Options{LogBytes: minLogBytes})
@@ -85,7 +81,7 @@ func TestNothingStaysOpen(t *testing.T) {
 			}
 			mustClose(t, c)
 		}
-		if open != 0 {
+		if open := descriptors.Open(); open != 0 {
 			t.Errorf("failing %v: %d files stay open", failing, open)
 		}
 	}

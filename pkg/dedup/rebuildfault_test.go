@@ -12,6 +12,7 @@ import (
 
 	"github.com/k8ns/granary/pkg/blob"
 	"github.com/k8ns/granary/pkg/vfs"
+	"github.com/k8ns/granary/pkg/vfs/vfstest"
 	"github.com/k8ns/granary/pkg/wal"
 )
 
@@ -218,14 +219,9 @@ func (b *brokenBase) fail(t *testing.T, n int64, fault error, persistent bool) b
 	what := fmt.Sprintf("file operation %d, %v, persistent %v", n, fault, persistent)
 	mem := b.mem.Clone()
 	counter := vfs.NewFaulty(mem) // below, so that it sees what is really opened and closed
-	descriptors := 0
+	var descriptors vfstest.Descriptors
 	counter.SetHook(func(op vfs.Op) error {
-		switch op.Kind {
-		case vfs.OpOpen, vfs.OpCreate:
-			descriptors++
-		case vfs.OpClose:
-			descriptors--
-		}
+		descriptors.See(op)
 		return nil
 	})
 	faulty := vfs.NewFaulty(counter)
@@ -260,8 +256,8 @@ func (b *brokenBase) fail(t *testing.T, n int64, fault error, persistent bool) b
 	if err := s.Close(); err != nil {
 		t.Errorf("%s: close: %v", what, err)
 	}
-	if descriptors != 0 {
-		t.Errorf("%s: %d descriptors are left open", what, descriptors)
+	if left := descriptors.Open(); left != 0 {
+		t.Errorf("%s: %d descriptors are left open", what, left)
 	}
 	mem.Crash(rand.New(rand.NewPCG(uint64(n), 5)), 1)
 	s = b.open(t, mem, 9)

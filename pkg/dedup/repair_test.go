@@ -5,10 +5,12 @@ import (
 	"errors"
 	"path"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
 	"github.com/k8ns/granary/pkg/vfs"
+	"github.com/k8ns/granary/pkg/vfs/vfstest"
 	"github.com/k8ns/granary/pkg/wal"
 )
 
@@ -416,28 +418,23 @@ func TestRepairableLeavesNothingOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	faulty := vfs.NewFaulty(mem)
-	files := 0
+	var descriptors vfstest.Descriptors
 	faulty.SetHook(func(op vfs.Op) error {
-		switch op.Kind {
-		case vfs.OpOpen, vfs.OpCreate:
-			files++
-		case vfs.OpClose:
-			files--
-		}
+		descriptors.See(op)
 		return nil
 	})
 	s = open(t, faulty, 2)
 	s.dir.Close()
 	for _, name := range []string{name, twin} {
-		before := files
+		before := descriptors.Open()
 		for range 2 {
 			if better, err := s.Repairable(name); err != nil || !better {
 				t.Errorf("%s: %v, %v", name, better, err)
 			}
 		}
 		s.dropAll(t)
-		if files != before {
-			t.Errorf("%s: %d files are open, %d were", name, files, before)
+		if now := descriptors.Open(); now != before {
+			t.Errorf("%s: %d files are open, %d were", name, now, before)
 		}
 	}
 }
@@ -462,16 +459,16 @@ func TestRebuildTrustsNoUnknownFile(t *testing.T) {
 	if err := vfs.WriteFileAtomic(mem, path.Join(testDir, twin), data); err != nil {
 		t.Fatal(err)
 	}
-	faulty, once := vfs.NewFaulty(mem), true
+	faulty := vfs.NewFaulty(mem)
+	var failed atomic.Bool // a start reads several files at a time
 	faulty.SetHook(func(op vfs.Op) error {
-		if op.Kind == vfs.OpRead && once && strings.HasSuffix(op.Name, twin) {
-			once = false
+		if op.Kind == vfs.OpRead && strings.HasSuffix(op.Name, twin) && !failed.Swap(true) {
 			return syscall.EIO
 		}
 		return nil
 	})
 	s = open(t, faulty, 3, func(o *Options) { o.Repair = true })
-	if once {
+	if !failed.Load() {
 		t.Fatal("nobody has read the header")
 	}
 	for _, file := range []string{name, twin} {

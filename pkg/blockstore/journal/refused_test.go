@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/k8ns/granary/pkg/vfs"
+	"github.com/k8ns/granary/pkg/vfs/vfstest"
 	"github.com/k8ns/granary/pkg/wal"
 )
 
@@ -149,19 +150,15 @@ func TestOpenPool_ClosesWhatItOpened(t *testing.T) {
 		if err := fsys.Rename("/j/left", "/j/x.tmp"); err != nil {
 			t.Fatal(err)
 		}
-		at, opened := 0, 0
+		at := 0
 		var failed vfs.Op
+		var descriptors vfstest.Descriptors
 		fsys.SetHook(func(op vfs.Op) error {
 			if at++; at == n+1 {
 				failed = op
 				return errBroken
 			}
-			switch op.Kind {
-			case vfs.OpOpen:
-				opened++
-			case vfs.OpClose:
-				opened--
-			}
+			descriptors.See(op)
 			return nil
 		})
 		p, _, _, err := open(fsys, PoolOptions{})
@@ -175,7 +172,7 @@ func TestOpenPool_ClosesWhatItOpened(t *testing.T) {
 			}
 			continue // a read that is tried again, or a header that is looked for elsewhere
 		}
-		if opened != 0 {
+		if opened := descriptors.Open(); opened != 0 {
 			t.Errorf("%d files stay open after %v of %s failed: %v", opened, failed.Kind, failed.Name, err)
 		}
 		fsys.SetHook(nil)

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/k8ns/granary/pkg/vfs"
+	"github.com/k8ns/granary/pkg/vfs/vfstest"
 	"github.com/k8ns/granary/pkg/wal"
 )
 
@@ -16,13 +17,10 @@ func TestOpenPool_SegmentCutShort(t *testing.T) {
 	segmentFile(t, fsys, segment0, nil)
 	short := "/j/0000000000000001.seg"
 	segmentFile(t, fsys, short, nil)
-	files := 0
+	var descriptors vfstest.Descriptors
 	fsys.SetHook(func(op vfs.Op) error {
+		descriptors.See(op)
 		switch op.Kind {
-		case vfs.OpOpen, vfs.OpCreate:
-			files++
-		case vfs.OpClose:
-			files--
 		case vfs.OpWrite, vfs.OpTruncate, vfs.OpRemove, vfs.OpRename, vfs.OpSync, vfs.OpDatasync:
 			t.Errorf("%v of %s", op.Kind, op.Name)
 		}
@@ -40,7 +38,7 @@ func TestOpenPool_SegmentCutShort(t *testing.T) {
 		for _, readOnly := range []bool{false, true} {
 			p, _, _, err := open(fsys, PoolOptions{ReadOnly: readOnly})
 			wantError(t, "a short segment", err, wal.ErrCorrupt, short+": shorter than a segment's header")
-			if p != nil || files != 0 {
+			if files := descriptors.Open(); p != nil || files != 0 {
 				t.Errorf("%d bytes: a pool %v, %d files open", size, p != nil, files)
 			}
 		}
@@ -55,7 +53,7 @@ func TestOpenPool_SegmentCutShort(t *testing.T) {
 	if err != nil || len(owned) != 1 || len(bad) != 0 {
 		t.Fatalf("%v, %v, %v", owned, bad, err)
 	}
-	if err := p.Close(); err != nil || files != 0 {
-		t.Errorf("%v, %d files open", err, files)
+	if err := p.Close(); err != nil || descriptors.Open() != 0 {
+		t.Errorf("%v, %d files open", err, descriptors.Open())
 	}
 }
