@@ -155,8 +155,12 @@ func (l *load) open(ctx context.Context) (err error) {
 }
 
 // openStore opens a store and starts its background work.
-func openStore(dir string) (*blockstore.Store, func() error, error) {
-	s, err := blockstore.Open(vfs.NewOS(), dir, storeOptions())
+func openStore(dir string) (s *blockstore.Store, stop func() error, err error) {
+	locked := func(err error) bool { return errors.Is(err, blockstore.ErrLocked) }
+	err = settled(locked, func() (err error) {
+		s, err = blockstore.Open(vfs.NewOS(), dir, storeOptions())
+		return err
+	})
 	if err != nil {
 		return nil, nil, err
 	}

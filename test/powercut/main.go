@@ -114,7 +114,11 @@ func (r *run) recording(ctx context.Context, fsType string, seed uint64, n int) 
 			return err
 		}
 		replay.replay(p)
-		if err := rec.examine(ctx, replay.disk, p, dir, &c); err != nil {
+		err := rec.examine(ctx, replay.disk, p, dir, &c)
+		if ctx.Err() != nil { // another recording's end: this point was not judged
+			return errors.Join(ctx.Err(), err)
+		}
+		if err != nil {
 			r.count("lost")
 			fmt.Printf("LOSS on %s at %v, seed %d:\n  %s\n", fsType, p, seed, strings.ReplaceAll(err.Error(), "\n", "\n  "))
 		}

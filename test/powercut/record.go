@@ -54,16 +54,22 @@ func record(ctx context.Context, dir, fsType string, seed uint64, entries int, c
 	return rec, err
 }
 
-// unmount unmounts dir. A child that another recording has just forked has our files open
-// until it is the program that it is to be.
-func unmount(ctx context.Context, dir string) (err error) {
+// settled does again, for ten seconds, what fails in a way that passes. A child that
+// another recording has just forked has all our files open, the store's lock too, until it
+// is the program that it is to be.
+func settled(passes func(error) bool, do func() error) (err error) {
 	for range 100 {
-		if err = rig.Unmount(ctx, dir); err == nil {
-			return nil
+		if err = do(); err == nil || !passes(err) {
+			return err
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
 	return err
+}
+
+// unmount unmounts dir when nobody has a file of it open.
+func unmount(ctx context.Context, dir string) error {
+	return settled(func(error) bool { return true }, func() error { return rig.Unmount(ctx, dir) })
 }
 
 // mkfs leaves out the discard of the whole device, which would be a long entry of zeros.

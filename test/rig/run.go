@@ -66,8 +66,11 @@ func Run(ctx context.Context, limit time.Duration, name string, args ...string) 
 	if err == nil {
 		return out, nil
 	}
-	if ctx.Err() != nil {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return out, fmt.Errorf("%s: %w after %v: %s", shown, context.Cause(ctx), limit, strings.TrimSpace(stderr.String()))
+	}
+	if ctx.Err() != nil {
+		return out, fmt.Errorf("%s: %w: %s", shown, context.Cause(ctx), strings.TrimSpace(stderr.String()))
 	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {

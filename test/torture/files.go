@@ -62,8 +62,14 @@ func (r *renamer) replace(n int64) error {
 	if err := errors.Join(d.Sync(), d.Close()); err != nil {
 		return err
 	}
+	// xfs answers the sync of a directory with success when it has been shut down: what
+	// it lost is not pinned any more. It lets nobody open a file then, and never again.
+	alive, err := os.Open(filepath.Join(r.dir, current))
+	if err != nil {
+		return err
+	}
 	r.synced.Store(n)
-	return nil
+	return alive.Close()
 }
 
 // numbered is the content of the file with a number.
