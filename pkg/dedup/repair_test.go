@@ -200,6 +200,101 @@ func TestRebuildCarriesWhatItCannotProve(t *testing.T) {
 	}
 }
 
+// A file with nothing wrong is left alone, and so is one of which a slot is bad and that
+// keeps the fingerprint by which it heals.
+func TestRebuildLeavesASoundFile(t *testing.T) {
+	for _, bad := range []bool{false, true} {
+		mem, s, _, name := spoiledFile(t, func(c *chunkCopy, data []byte) []byte {
+			if bad {
+				data[int64(c.off)+headSize+int64(c.front)+int64(c.list)+3] ^= 1
+			}
+			return data
+		}, seq(0, 24)...)
+		before := mem.Digest()
+		if better, err := s.Repairable(name); better || err != nil {
+			t.Errorf("bad slots %v: %v, %v", bad, better, err)
+		}
+		if r, err := s.Rebuild(name, nil); r != nil || err != nil || mem.Digest() != before {
+			t.Errorf("bad slots %v: %+v, %v", bad, r, err)
+		}
+	}
+}
+
+// putCopy writes the slots of a chunk that keep tells into a sealed file of their own and
+// returns it and where their copy is.
+func (m *madeChunk) putCopy(t *testing.T, s *Store, keep bitmap) (*file, *chunkCopy) {
+	t.Helper()
+	f, err := s.createPrivate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	part, err := m.tree.reduce(&keep)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := s.encodeMixed(m.head.id, part, 3, CodecZstd, nil, func(i int) []byte { return m.blocks[i] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := s.appendTo(f, e, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.sealPrivate(f); err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.publish(f)
+	return f, c
+}
+
+// A copy of which the list is damaged, the front perhaps as well, is proved by the list of
+// another file, and by that which lists most: what only the damaged one still holds is
+// saved, and no more than that.
+func TestRebuildProvesByAnotherFile(t *testing.T) {
+	for _, front := range []bool{false, true} {
+		mem := vfs.NewMem()
+		s := open(t, mem, 1)
+		m := makeChunk(t, s, 24, func(int) bool { return true })
+		var few bitmap
+		few.set(0)
+		m.putCopy(t, s, few)
+		spoiled, c := m.putCopy(t, s, fullBitmap(24))
+		other, oc := m.putCopy(t, s, fullBitmap(24))
+		m.putCopy(t, s, few) // in whatever order they are looked at
+		list := int64(c.off) + headSize + int64(c.front)
+		payload := list + int64(c.list)
+		mem.Corrupt(path.Join(testDir, spoiled.blob.Name()), 0, func(b []byte) {
+			b[list] ^= 1 // the fingerprint of slot 0
+			b[payload+3] ^= 1
+			if front {
+				b[int64(c.off)+headSize] ^= 1 // the first group's entry
+			}
+		})
+		end := int64(oc.off) + headSize + int64(oc.front) + int64(oc.list) + int64(oc.payload)
+		mem.Corrupt(path.Join(testDir, other.blob.Name()), end-3, func(b []byte) { b[0] ^= 1 }) // the last group
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, mem, 2, func(o *Options) { o.Repair = true })
+		for _, f := range s.Files() {
+			if err := s.VerifyFile(f.Name, true, func(Problem) {}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := rebuildFile(t, s, spoiled.blob.Name(), nil)
+		if r.Slots != 8 || len(r.Lost) > 0 {
+			t.Errorf("front %v: %+v", front, r)
+		}
+		for i := range 24 {
+			if b, err := s.ReadNode(Slot{m.head.id, uint16(i)}); err != nil || !bytes.Equal(b, m.blocks[i]) {
+				t.Errorf("front %v: slot %d: %v", front, i, err)
+			}
+		}
+	}
+}
+
 // What a search finds may be made by a guest: its commit number is not believed, and what
 // nobody needs of it is not saved.
 func TestRebuildDoesNotBelieveWhatItSearches(t *testing.T) {
@@ -336,6 +431,43 @@ func TestRebuildAgainAfterADeath(t *testing.T) {
 	s.LoadDamage(again.Lost)
 	put(t, s, seq(0, 8)...)
 	check(t, s, at, seq(0, 24)...)
+}
+
+// The same when the new file has rotted since: what of it the old one still holds is
+// written once more, and what is lost is still told to be where its fingerprints are.
+func TestRebuildAgainAfterMoreDamage(t *testing.T) {
+	mem, s, at, name := spoiledFile(t, func(c *chunkCopy, data []byte) []byte {
+		data[int64(c.off)+headSize+int64(c.front)+int64(c.list)+3] ^= 1
+		data[len(data)-90] ^= 1
+		return data
+	}, seq(0, 24)...)
+	first, err := s.Rebuild(name, nil)
+	if err != nil || len(first.Lost) != 8 {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	var kept *chunkCopy
+	for _, c := range s.index[at[0].Chunk].copies {
+		if c.file.blob.Name() == first.New && !c.allLost() {
+			kept = c
+		}
+	}
+	mem.Corrupt(path.Join(testDir, first.New), int64(kept.off)+headSize+int64(kept.front)+int64(kept.list)+3, func(b []byte) { b[0] ^= 1 })
+	s = open(t, mem, 3, func(o *Options) { o.Repair = true })
+	for _, file := range []string{name, first.New} {
+		if err := s.VerifyFile(file, true, func(Problem) {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := rebuildFile(t, s, name, nil)
+	if again.New == "" || again.Slots != 8 || len(again.Lost) != 8 {
+		t.Fatalf("%+v", again)
+	}
+	for i, d := range again.Lost {
+		if d.Fingerprint != FingerprintOf(block(i)) || d.File != first.New {
+			t.Errorf("slot %d: %+v", i, d)
+		}
+	}
+	check(t, s, at[8:], seq(8, 24)...)
 }
 
 // longStat tells that files are longer than they are.
