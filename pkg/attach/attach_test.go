@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/k8ns/granary/pkg/attach"
@@ -655,6 +656,23 @@ func TestLeftoversAreNotForgotten(t *testing.T) {
 	w.mustAttach(id)
 	if got := w.host.Attached(); len(got) != 1 {
 		t.Errorf("attached: %q", got)
+	}
+}
+
+// What a shutdown could not end well it tells, of every volume.
+func TestShutdownTellsWhatWentWrong(t *testing.T) {
+	w := newWorld(t)
+	w.mustAttach(w.volume("a"))
+	w.mustAttach(w.volume("b"))
+	w.engine.Fail("Flush", errors.New("the disk is gone"))
+	err := w.Shutdown(context.Background())
+	if !errors.Is(err, syscall.EIO) || strings.Count(err.Error(), "detach v-") != 2 { // through the kernel
+		t.Errorf("%v, want an error of each volume", err)
+	}
+	w.engine.Fail("Flush", nil)
+	w.kill()
+	if err := w.ClearDead(context.Background()); err != nil {
+		t.Error(err)
 	}
 }
 
