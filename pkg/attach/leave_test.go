@@ -122,6 +122,64 @@ func TestWriteBackThatDoesNotEnd(t *testing.T) {
 	w.wantLeft(id, target)
 }
 
+// A step that does not end leaves the caller a part of its time for the answer.
+func TestLeavingEndsBeforeTheCall(t *testing.T) {
+	w := newWorld(t)
+	id := w.volume("a")
+	target := w.mount(id, w.mustAttach(id))
+	w.host.sync = newHanging()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	err := w.leave(ctx, id, target)
+	if err == nil || !strings.Contains(err.Error(), "still being written back") || ctx.Err() != nil {
+		t.Errorf("%v, with the call's time over: %v", err, ctx.Err())
+	}
+	close(w.host.sync.release)
+	w.wantLeft(id, target)
+	target = w.mount(id, w.mustAttach(id))
+	short, cancel := context.WithTimeout(context.Background(), time.Second) // it is not all margin
+	defer cancel()
+	if err := w.leave(short, id, target); err != nil {
+		t.Errorf("within a second: %v", err)
+	}
+}
+
+// A call that is over before its unmount has begun changes nothing, and one of what
+// somebody uses says so.
+func TestUnmountThatDoesNotBegin(t *testing.T) {
+	w := newWorld(t)
+	id := w.volume("a")
+	target := w.mount(id, w.mustAttach(id))
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := w.leave(over, id, target); !errors.Is(err, context.Canceled) {
+		t.Errorf("after the call: %v", err)
+	}
+	w.wantMounted(id, target)
+	w.host.unmountable = target
+	if err := w.leave(context.Background(), id, target); !errors.Is(err, blockstore.ErrInUse) {
+		t.Errorf("in use: %v", err)
+	}
+	w.wantMounted(id, target)
+}
+
+// Without the mount table nobody knows what is mounted: nothing is said to be unmounted.
+func TestLeavingWithoutAMountTable(t *testing.T) {
+	w := newWorld(t)
+	id := w.volume("a")
+	target := w.mount(id, w.mustAttach(id))
+	gone := errors.New("the mount table is gone")
+	w.host.Fail("Mounts", gone)
+	if err := w.leave(context.Background(), id, target); !errors.Is(err, gone) {
+		t.Errorf("unmount: %v", err)
+	}
+	if got := w.targetOf(id); got != target {
+		t.Errorf("on record is %q", got)
+	}
+	w.host.Fail("Mounts", nil)
+	w.wantMounted(id, target)
+}
+
 // wantLeft repeats leaving until it succeeds, as a CO does.
 func (w *world) wantLeft(id, target string) {
 	w.t.Helper()
