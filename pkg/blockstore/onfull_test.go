@@ -59,7 +59,15 @@ func TestOnFullError(t *testing.T) {
 func testOnFullError(t *testing.T, by string) {
 	fsys, events := vfs.NewMem(), &heard{}
 	o := fullOptions()
-	o.Events, o.FullTimeout = events.hear, 300*time.Millisecond
+	o.FullTimeout = 300 * time.Millisecond
+	var first sync.Once
+	var waits time.Time // when the first write waited
+	o.Events = func(e Event) {
+		if e.Kind == VolumeWaiting {
+			first.Do(func() { waits = time.Now() })
+		}
+		events.hear(e)
+	}
 	if by == "word" {
 		o.FullTimeout = time.Hour
 	}
@@ -76,15 +84,17 @@ func testOnFullError(t *testing.T, by string) {
 	if clone.OnFull != info.OnFull {
 		t.Errorf("the clone has onFull %q, its source %q", clone.OnFull, info.OnFull)
 	}
-	v := attach(t, s, info.ID)
+	v, idle := attach(t, s, info.ID), attach(t, s, clone.ID)
 	fsys.SetCapacity(used(t, fsys) + 2<<20)
 	image := make([]byte, v.Size())
 	var at int64
 	var err error
+	var over time.Time
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		at, err = fill(v, image, 0)
+		over = time.Now()
 	}()
 	if by == "word" {
 		waitFor(t, 20*time.Second, "the volume says that it waits", func() bool {
@@ -101,6 +111,9 @@ func testOnFullError(t *testing.T, by string) {
 	within(t, 20*time.Second, "the write ends", func() { <-ended })
 	if !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), "delete volumes or snapshots") {
 		t.Fatalf("write on a full disk: %v, want ErrNoSpace and what to do", err)
+	}
+	if waited := over.Sub(waits); by == "class" && waited < o.FullTimeout {
+		t.Errorf("the write waited %v, want at least %v", waited, o.FullTimeout)
 	}
 	if !events.has(StoreFull) || !events.has(VolumeWaiting) || s.Stats(false).Waiting != 1 {
 		t.Errorf("events %v, %d volumes waiting", events.kinds, s.Stats(false).Waiting)
@@ -141,6 +154,7 @@ func testOnFullError(t *testing.T, by string) {
 	ok(t, v.Flush())
 	wantImage(t, readAll(t, v), image, "volume")
 	wantClean(t, s)
+	ok(t, idle.Close())
 	stopRun()
 	ok(t, s.Close())
 }

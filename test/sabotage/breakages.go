@@ -264,6 +264,7 @@ var breakages = []breakage{
 	{"pkg/attach/restart.go", "if !errors.Is(err, blockstore.ErrInUse) && !errors", "if !errors", "shutdown: a device in use is not flushed", []step{tests("./pkg/attach", "TestShutdownOfADeviceInUse")}},
 	{"pkg/attach/restart.go", "errors.Is(err, blockstore.ErrNoSpace) || gaveUp(ctx, err) {", "true {", "shutdown: a flush that failed is not told", []step{tests("./pkg/attach", "TestShutdownFlushesOnce")}},
 	{"pkg/attach/restart.go", "failed = append(failed, err)", "_ = err", "shutdown: what went wrong is not told", []step{tests("./pkg/attach", "TestShutdownTellsWhatWentWrong")}},
+	{"pkg/blockstore/onfull.go", "if giveUp || left <= 0 {", "if true || (giveUp || left <= 0) {", "full: a write that may wait for a time fails at once", []step{tests("./pkg/blockstore", "TestOnFullError")}},
 	{"pkg/dedup/open.go", "strange: ff.rescan || ff.nameless}", "strange: ff.rescan}", "repair: a file that may be another store's stands for one of ours", []step{tests("./pkg/dedup", "TestRebuildTrustsNoUnknownFile")}},
 	{"pkg/export/fuse_server.go", "return unix.EOPNOTSUPP", "return errno", "device: a hole without space answered with EIO", []step{exportAttach}},
 	{"pkg/export/loop.go", "\tleaveRoomForReads(n)\n", "\t_ = leaveRoomForReads\n", "device: waiting writes take all requests", []step{exportAttach}},
