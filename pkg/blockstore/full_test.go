@@ -8,8 +8,10 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/k8ns/granary/pkg/blockstore/journal"
 	"github.com/k8ns/granary/pkg/leaktest"
 	"github.com/k8ns/granary/pkg/vfs"
 	"github.com/k8ns/granary/pkg/wal"
@@ -515,6 +517,48 @@ func TestRefusedHoleDoesNotWait(t *testing.T) {
 	if waitsSince(v) {
 		t.Error("the volume says that it waits")
 	}
+}
+
+// A hole that needs a journal segment when none is free, on a full disk, and with nothing to
+// fold, is refused after some seconds: nobody else would ever end its wait, and reads wait
+// behind it. Wakings do not make it longer.
+func TestHoleWithNothingToFold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fsys := vfs.NewMem()
+		s := openStore(t, fsys, fullOptions())
+		stop := runStore(t, s)
+		v := newVolume(t, s, "v", 1<<20)
+		synctest.Wait() // segments are made ahead
+		fsys.SetCapacity(used(t, fsys))
+		s.setFull(true, ErrNoSpace)
+		var taken []*journal.Segment
+		for seg, err := s.pool.GetFree(); err == nil; seg, err = s.pool.GetFree() {
+			taken = append(taken, seg)
+		}
+		began, ended := time.Now(), make(chan error, 1)
+		go func() { ended <- v.Discard(0, BlockSize) }()
+		for range 3 {
+			time.Sleep(holeWait / 4)
+			s.pool.Wake()
+			synctest.Wait()
+			if !waitsSince(v) || len(ended) > 0 {
+				t.Errorf("after %v the hole does not wait", time.Since(began))
+			}
+		}
+		if err := <-ended; !errors.Is(err, ErrNoSpace) || time.Since(began) != holeWait {
+			t.Errorf("hole: %v after %v", err, time.Since(began))
+		}
+		if waitsSince(v) {
+			t.Error("the volume says that it waits")
+		}
+		for _, seg := range taken {
+			seg.Release()
+		}
+		ok(t, v.Discard(0, BlockSize))
+		ok(t, v.Close())
+		stop()
+		ok(t, s.Close())
+	})
 }
 
 // waitsSince tells whether the volume says that its records wait for space.

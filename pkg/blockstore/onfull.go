@@ -83,10 +83,15 @@ func (v *Volume) loadOnFull() {
 
 func (v *Volume) errorsWhenFull() bool { return v.onFull.Load() == OnFullError }
 
+// holeWait is how long a hole waits on a full disk for a fold that makes room for it:
+// reads wait behind it. A fold takes less, but there may be none, or none that succeeds.
+const holeWait = 5 * time.Second
+
 // awaitRoom waits until room is closed, or as long as a full disk may take. since is when
 // the caller first found the disk full, zero if it has not; it returns that time, and
-// ErrNoSpace when the wait is over. A wait for a fold alone has no limit.
-func (v *Volume) awaitRoom(room <-chan struct{}, since time.Time) (time.Time, error) {
+// ErrNoSpace when the wait is over, for a hole at the latest when over is. A wait for a fold
+// alone has no limit.
+func (v *Volume) awaitRoom(room <-chan struct{}, since time.Time, over <-chan time.Time) (time.Time, error) {
 	if !v.store.isFull() {
 		<-room
 		return since, nil
@@ -96,6 +101,14 @@ func (v *Volume) awaitRoom(room <-chan struct{}, since time.Time) (time.Time, er
 		since = now
 	}
 	began, giveUp := v.starve(now)
+	if over != nil && !giveUp {
+		select {
+		case <-room:
+			return since, nil
+		case <-over:
+			return since, fmt.Errorf("volume %s: no fold makes room for a hole: %w", v.id, ErrNoSpace)
+		}
+	}
 	if !v.errorsWhenFull() {
 		<-room
 		return since, nil

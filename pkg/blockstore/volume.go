@@ -115,8 +115,9 @@ func (v *Volume) WriteAt(p []byte, off int64) (int, error) {
 }
 
 // Discard makes the range read as zeros; exact to 512 bytes. Durability as WriteAt. On a full
-// disk it does not wait as a write does: it uses what is kept for it, and is ErrNoSpace, and
-// nothing is done, when that is used up. The caller may write zeros instead, and wait.
+// disk it does not wait as a write does: it uses what is kept for it, waits some seconds for a
+// fold to make room if need be, and is ErrNoSpace, and nothing is done, when there is none. The
+// caller may write zeros instead, and wait.
 func (v *Volume) Discard(off, n int64) error {
 	if err := v.checkRange("discard", off, n); err != nil || n == 0 {
 		return err
@@ -140,7 +141,8 @@ func (v *Volume) checkRange(what string, off, n int64) error {
 // run takes one record all the way: place, append, acknowledge. It waits for room.
 func (v *Volume) run(t wal.Type, off, n int64, p []byte) error {
 	var room <-chan struct{}
-	var since time.Time // first time that the disk was found full
+	var since time.Time       // first time that the disk was found full
+	var over <-chan time.Time // of a hole that waits
 	for {
 		op, err := v.begin(t, off, n, p)
 		if errors.Is(err, errWait) {
@@ -149,11 +151,13 @@ func (v *Volume) run(t wal.Type, off, n int64, p []byte) error {
 				continue
 			}
 			v.store.sched.kickFold()
-			if since, err = v.awaitRoom(room, since); err != nil {
-				return err
+			if t == wal.TypeHole && over == nil {
+				over = time.After(holeWait)
 			}
-			room = nil
-			continue
+			if since, err = v.awaitRoom(room, since, over); err == nil {
+				room = nil
+				continue
+			}
 		}
 		if t == wal.TypeHole && !since.IsZero() {
 			v.feed() // it waits no more, taken or refused; others who do say so again

@@ -265,6 +265,8 @@ var breakages = []breakage{
 	{"pkg/attach/restart.go", "errors.Is(err, blockstore.ErrNoSpace) || gaveUp(ctx, err) {", "true {", "shutdown: a flush that failed is not told", []step{tests("./pkg/attach", "TestShutdownFlushesOnce")}},
 	{"pkg/attach/restart.go", "failed = append(failed, err)", "_ = err", "shutdown: what went wrong is not told", []step{tests("./pkg/attach", "TestShutdownTellsWhatWentWrong")}},
 	{"pkg/blockstore/onfull.go", "if giveUp || left <= 0 {", "if true || (giveUp || left <= 0) {", "full: a write that may wait for a time fails at once", []step{tests("./pkg/blockstore", "TestOnFullError")}},
+	{"pkg/blockstore/volume.go", "if t == wal.TypeHole && over == nil {", "if false && t == wal.TypeHole && over == nil {", "full: a hole waits without limit", []step{tests("./pkg/blockstore", "TestHoleWithNothingToFold")}},
+	{"pkg/blockstore/volume.go", "if t == wal.TypeHole && over == nil {", "if t == wal.TypeHole {", "full: each waking gives a hole more time", []step{tests("./pkg/blockstore", "TestHoleWithNothingToFold")}},
 	{"pkg/dedup/open.go", "strange: ff.rescan || ff.nameless}", "strange: ff.rescan}", "repair: a file that may be another store's stands for one of ours", []step{tests("./pkg/dedup", "TestRebuildTrustsNoUnknownFile")}},
 	{"pkg/export/fuse_server.go", "return unix.EOPNOTSUPP", "return errno", "device: a hole without space answered with EIO", []step{exportAttach}},
 	{"pkg/export/loop.go", "\tleaveRoomForReads(n)\n", "\t_ = leaveRoomForReads\n", "device: waiting writes take all requests", []step{exportAttach}},
