@@ -545,8 +545,13 @@ func TestHoleWithNothingToFold(t *testing.T) {
 				t.Errorf("after %v the hole does not wait", time.Since(began))
 			}
 		}
-		if err := <-ended; !errors.Is(err, ErrNoSpace) || time.Since(began) != holeWait {
-			t.Errorf("hole: %v after %v", err, time.Since(began))
+		select {
+		case err := <-ended:
+			if !errors.Is(err, ErrNoSpace) || time.Since(began) != holeWait {
+				t.Errorf("hole: %v after %v", err, time.Since(began))
+			}
+		case <-time.After(10 * holeWait):
+			t.Fatal("the hole waits on") // and the bubble says where
 		}
 		if waitsSince(v) {
 			t.Error("the volume says that it waits")
