@@ -71,18 +71,24 @@ func TestShutdownWaitsForAnOperation(t *testing.T) {
 	}
 }
 
-// A volume whose attach had begun before the shutdown is ended with the others.
-func TestShutdownTakesInWhatComesLate(t *testing.T) {
-	w := newWorld(t)
+// heldAttach begins to attach a volume, which goes on when goOn is closed.
+func (w *world) heldAttach() (goOn chan struct{}, attached chan error) {
 	id := w.volume("a")
 	opening, goOn := make(chan struct{}), make(chan struct{})
 	w.host.beforeAttach = func() { close(opening); <-goOn }
-	attached := make(chan error, 1)
+	attached = make(chan error, 1)
 	go func() {
 		_, err := w.Attach(context.Background(), id, attach.ReadWrite)
 		attached <- err
 	}()
 	<-opening
+	return goOn, attached
+}
+
+// A volume whose attach had begun before the shutdown is ended with the others.
+func TestShutdownTakesInWhatComesLate(t *testing.T) {
+	w := newWorld(t)
+	goOn, attached := w.heldAttach()
 	ended := make(chan error, 1)
 	go func() { ended <- w.Shutdown(context.Background()) }()
 	for { // until the shutdown has begun
@@ -213,15 +219,7 @@ func TestShutdownDuringADetach(t *testing.T) {
 // An attach that does not end is not waited for longer than there is time.
 func TestShutdownLeavesWhatDoesNotCome(t *testing.T) {
 	w := newWorld(t)
-	id := w.volume("a")
-	opening, goOn := make(chan struct{}), make(chan struct{})
-	w.host.beforeAttach = func() { close(opening); <-goOn }
-	attached := make(chan error, 1)
-	go func() {
-		_, err := w.Attach(context.Background(), id, attach.ReadWrite)
-		attached <- err
-	}()
-	<-opening
+	goOn, attached := w.heldAttach()
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
 	ended := make(chan error, 1)
