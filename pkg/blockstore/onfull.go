@@ -84,7 +84,7 @@ func (v *Volume) loadOnFull() {
 func (v *Volume) errorsWhenFull() bool { return v.onFull.Load() == OnFullError }
 
 // holeWait is how long a hole waits on a full disk for a fold that makes room for it:
-// reads wait behind it. A fold takes less, but there may be none, or none that succeeds.
+// reads wait behind it, and there may be no such fold, or none that succeeds.
 const holeWait = 5 * time.Second
 
 // awaitRoom waits until room is closed, or as long as a full disk may take. since is when

@@ -42,19 +42,27 @@ func makeChunk(t *testing.T, s *Store, n int, keep func(int) bool) madeChunk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	part, err := m.tree.reduce(&m.have)
-	if err != nil {
-		t.Fatal(err)
-	}
-	e, err := s.encodeMixed(id, part, 3, CodecZstd, nil, func(i int) []byte { return m.blocks[i] })
-	if err != nil {
-		t.Fatal(err)
-	}
+	m.head.id = id
+	e := m.encode(t, s, m.have)
 	m.head, m.b = e.front.head, bytes.Clone(e.meta)
 	for _, d := range e.data {
 		m.b = append(m.b, d...)
 	}
 	return m
+}
+
+// encode makes a copy of the chunk that has the slots in have.
+func (m *madeChunk) encode(t *testing.T, s *Store, have bitmap) *encodedChunk {
+	t.Helper()
+	part, err := m.tree.reduce(&have)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := s.encodeMixed(m.head.id, part, 3, CodecZstd, nil, func(i int) []byte { return m.blocks[i] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
 }
 
 func nothingKnown(ChunkID) *tree { return nil }
@@ -228,15 +236,7 @@ func (m *madeChunk) putCopy(t *testing.T, s *Store, keep bitmap) (*file, *chunkC
 	if err != nil {
 		t.Fatal(err)
 	}
-	part, err := m.tree.reduce(&keep)
-	if err != nil {
-		t.Fatal(err)
-	}
-	e, err := s.encodeMixed(m.head.id, part, 3, CodecZstd, nil, func(i int) []byte { return m.blocks[i] })
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := s.appendTo(f, e, false)
+	c, err := s.appendTo(f, m.encode(t, s, keep), false)
 	if err != nil {
 		t.Fatal(err)
 	}

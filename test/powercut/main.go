@@ -115,8 +115,8 @@ func (r *run) recording(ctx context.Context, fsType string, seed uint64, n int) 
 		}
 		replay.replay(p)
 		err := rec.examine(ctx, replay.disk, p, dir, &c)
-		if ctx.Err() != nil { // another recording's end: this point was not judged
-			return errors.Join(ctx.Err(), err)
+		if errors.Is(err, context.Canceled) || err != nil && errors.Is(err, context.Cause(ctx)) {
+			return err // another recording has ended the run: this point was not judged
 		}
 		if err != nil {
 			r.count("lost")
