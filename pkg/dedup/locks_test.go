@@ -1,0 +1,76 @@
+package dedup
+
+import (
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/k8ns/granary/pkg/vfs"
+)
+
+// wantWaits holds a lock and wants each call to wait for it. What a call does without a
+// lock the race detector sees only if another happens to be at the same place.
+func wantWaits(t *testing.T, lock sync.Locker, calls map[string]func()) {
+	t.Helper()
+	lock.Lock()
+	ended := make(map[string]chan struct{})
+	for what, call := range calls {
+		done := make(chan struct{})
+		ended[what] = done
+		go func() {
+			defer close(done)
+			call()
+		}()
+	}
+	time.Sleep(50 * time.Millisecond)
+	for what, done := range ended {
+		select {
+		case <-done:
+			t.Errorf("%s does not wait for who has the lock", what)
+		default:
+		}
+	}
+	lock.Unlock()
+	for _, done := range ended {
+		<-done
+	}
+}
+
+func TestListsAreLocked(t *testing.T) {
+	fp := FingerprintOf(block(1))
+	c := newListCache(4)
+	wantWaits(t, &c.mu, map[string]func(){
+		"get":    func() { c.get(1) },
+		"add":    func() { c.add(&fpList{num: 1}, true) },
+		"hit":    func() { c.hit(1) },
+		"lookup": func() { c.lookup(&fp) },
+		"drop":   func() { c.drop(1) },
+	})
+}
+
+func TestDamageIsLocked(t *testing.T) {
+	s := open(t, vfs.NewMem(), 1)
+	at := put(t, s, seq(0, 16)...)
+	ch := s.index[at[0].Chunk]
+	c := ch.copies[0]
+	bad := func(slot int) func() {
+		return func() { s.markBad(&badPart{copy: c, lo: slot, hi: slot + 1, reason: "test"}) }
+	}
+	bad(1)()
+	if _, err := s.loadList(ch); err != nil { // takes no lock from here on
+		t.Fatal(err)
+	}
+	wantWaits(t, &s.mu, map[string]func(){
+		"list of damage":     func() { s.Damaged() },
+		"damage like it":     func() { s.damagedLike(FingerprintOf(block(1))) },
+		"a list that is bad": func() { s.listBad(c) },
+		"a hook":             func() { s.hooked(1) },
+		"chunk by its ID":    func() { s.chunkOf(ch.id) },
+	})
+	wantWaits(t, s.mu.RLocker(), map[string]func(){
+		"damage found":      bad(2),
+		"damage taken back": func() { s.markGood(c, 1, 2) },
+		"damage of records": func() { s.LoadDamage(nil) },
+		"damage forgotten":  func() { s.ForgetLost() },
+	})
+}
