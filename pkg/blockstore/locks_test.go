@@ -1,45 +1,17 @@
 package blockstore
 
 import (
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/k8ns/granary/pkg/dedup"
+	"github.com/k8ns/granary/pkg/locktest"
 	"github.com/k8ns/granary/pkg/vfs"
 )
 
-// wantWaits holds a lock and wants each call to wait for it. What a call does without a
-// lock the race detector sees only if another happens to be at the same place.
-func wantWaits(t *testing.T, lock sync.Locker, calls map[string]func()) {
-	t.Helper()
-	lock.Lock()
-	ended := make(map[string]chan struct{})
-	for what, call := range calls {
-		done := make(chan struct{})
-		ended[what] = done
-		go func() {
-			defer close(done)
-			call()
-		}()
-	}
-	time.Sleep(50 * time.Millisecond)
-	for what, done := range ended {
-		select {
-		case <-done:
-			t.Errorf("%s does not wait for who has the lock", what)
-		default:
-		}
-	}
-	lock.Unlock()
-	for what, done := range ended {
-		within(t, 10*time.Second, what, func() { <-done })
-	}
-}
-
 func TestCensusIsLocked(t *testing.T) {
 	c := newCensus()
-	wantWaits(t, &c.mu, map[string]func(){
+	locktest.Wait(t, &c.mu, map[string]func(){
 		"a volume":      func() { c.setVolume(rawKey{1}, &volumeCount{}, rawKey{}) },
 		"a cut":         func() { c.setCut(rawKey{1}, dedup.Slot{}, 1) },
 		"a snapshot":    func() { c.setSnapshot(rawKey{1}, &snapCount{}) },
@@ -52,7 +24,7 @@ func TestCensusIsLocked(t *testing.T) {
 
 func TestEstimateIsLocked(t *testing.T) {
 	var c collector
-	wantWaits(t, &c.mu, map[string]func(){
+	locktest.Wait(t, &c.mu, map[string]func(){
 		"what a marking found": func() { c.marked(1, 1, 1) },
 		"what is left":         func() { c.swept(1) },
 		"take":                 func() { c.takePending() },
@@ -61,8 +33,8 @@ func TestEstimateIsLocked(t *testing.T) {
 		"known":                func() { c.known() },
 	})
 	s := openStore(t, vfs.NewMem(), smallOptions())
-	wantWaits(t, &s.coll.mu, map[string]func(){"what is given up": func() { s.addGarbage(1) }})
-	wantWaits(t, &s.damage.mu, map[string]func(){
+	locktest.Wait(t, &s.coll.mu, map[string]func(){"what is given up": func() { s.addGarbage(1) }})
+	locktest.Wait(t, &s.damage.mu, map[string]func(){
 		"damage found":    func() { s.onDamage(dedup.Damage{}) },
 		"damage recorded": func() { s.damageStep() },
 		"damage healed":   func() { s.forgetDamage([]dedup.Slot{{}}) },
@@ -74,13 +46,13 @@ func TestFoldsAreLocked(t *testing.T) {
 	v := newVolume(t, s, "v", 1<<20)
 	l := v.mu.layers[0]
 	l.hold = 1
-	wantWaits(t, &s.sched.mu, map[string]func(){
+	locktest.Wait(t, &s.sched.mu, map[string]func(){
 		"wait for a fold": func() { s.sched.folded() },
 		"tell of a fold":  func() { s.sched.announceFold() },
 		"claimed":         func() { s.claimed(v) },
 		"unclaim":         func() { s.unclaim([]*Volume{v}) },
 	})
-	wantWaits(t, &v.mu, map[string]func(){
+	locktest.Wait(t, &v.mu, map[string]func(){
 		"hold":    func() { v.hold(s.newID('c'), 8) },
 		"unhold":  func() { v.unhold(l, "c", false) },
 		"due":     func() { v.foldDue(time.Now(), false) },
@@ -97,11 +69,11 @@ func TestScratchIsLocked(t *testing.T) {
 	c := openScratch(t, s, id)
 	write := func() { c.WriteAt(noise(1, BlockSize), 0) }
 	discard := func() { c.Discard(0, BlockSize) }
-	wantWaits(t, &c.mu, map[string]func(){
+	locktest.Wait(t, &c.mu, map[string]func(){
 		"read":  func() { c.ReadAt(make([]byte, BlockSize), 0) },
 		"flush": func() { c.Flush() },
 	})
-	wantWaits(t, c.mu.RLocker(), map[string]func(){"write": write, "discard": discard})
-	wantWaits(t, c.mu.RLocker(), map[string]func(){"close": func() { c.Close() }})
+	locktest.Wait(t, c.mu.RLocker(), map[string]func(){"write": write, "discard": discard})
+	locktest.Wait(t, c.mu.RLocker(), map[string]func(){"close": func() { c.Close() }})
 	ok(t, s.Close())
 }

@@ -1,45 +1,16 @@
 package dedup
 
 import (
-	"sync"
 	"testing"
-	"time"
 
+	"github.com/k8ns/granary/pkg/locktest"
 	"github.com/k8ns/granary/pkg/vfs"
 )
-
-// wantWaits holds a lock and wants each call to wait for it. What a call does without a
-// lock the race detector sees only if another happens to be at the same place.
-func wantWaits(t *testing.T, lock sync.Locker, calls map[string]func()) {
-	t.Helper()
-	lock.Lock()
-	ended := make(map[string]chan struct{})
-	for what, call := range calls {
-		done := make(chan struct{})
-		ended[what] = done
-		go func() {
-			defer close(done)
-			call()
-		}()
-	}
-	time.Sleep(50 * time.Millisecond)
-	for what, done := range ended {
-		select {
-		case <-done:
-			t.Errorf("%s does not wait for who has the lock", what)
-		default:
-		}
-	}
-	lock.Unlock()
-	for _, done := range ended {
-		<-done
-	}
-}
 
 func TestListsAreLocked(t *testing.T) {
 	fp := FingerprintOf(block(1))
 	c := newListCache(4)
-	wantWaits(t, &c.mu, map[string]func(){
+	locktest.Wait(t, &c.mu, map[string]func(){
 		"get":    func() { c.get(1) },
 		"add":    func() { c.add(&fpList{num: 1}, true) },
 		"hit":    func() { c.hit(1) },
@@ -60,14 +31,14 @@ func TestDamageIsLocked(t *testing.T) {
 	if _, err := s.loadList(ch); err != nil { // takes no lock from here on
 		t.Fatal(err)
 	}
-	wantWaits(t, &s.mu, map[string]func(){
+	locktest.Wait(t, &s.mu, map[string]func(){
 		"list of damage":     func() { s.Damaged() },
 		"damage like it":     func() { s.damagedLike(FingerprintOf(block(1))) },
 		"a list that is bad": func() { s.listBad(c) },
 		"a hook":             func() { s.hooked(1) },
 		"chunk by its ID":    func() { s.chunkOf(ch.id) },
 	})
-	wantWaits(t, s.mu.RLocker(), map[string]func(){
+	locktest.Wait(t, s.mu.RLocker(), map[string]func(){
 		"damage found":      bad(2),
 		"damage taken back": func() { s.markGood(c, 1, 2) },
 		"damage of records": func() { s.LoadDamage(nil) },
