@@ -32,6 +32,7 @@ func TestRecords_Refused(t *testing.T) {
 		{"size of 70368744181760 bytes", new(volumeRecord), volume(func(r *volumeRecord) { r.Size = MaxVolumeSize + BlockSize })},
 		{"sector of 0 bytes", new(volumeRecord), volume(func(r *volumeRecord) { r.Sector = 0 })},
 		{"position at sequence 4611686018427387904", new(volumeRecord), volume(func(r *volumeRecord) { r.Position.Seq = maxSeq })},
+		{"journal durable up to sequence 4611686018427387904", new(volumeRecord), volume(func(r *volumeRecord) { r.Durable = maxSeq })},
 		{"root in slot 1024 of chunk 01", new(volumeRecord), volume(func(r *volumeRecord) { r.Root.Slot = 1024 })},
 		{"root in slot 1 of chunk 00", new(volumeRecord), volume(func(r *volumeRecord) { r.Root.Chunk = dedup.ChunkID{} })},
 		{`"x" is not an ID of the form c-`, new(volumeRecord), volume(func(r *volumeRecord) { r.Cut = "x" })},
