@@ -156,11 +156,7 @@ func TestDamageIsRecordedOnce(t *testing.T) {
 	}
 	stop := runStore(t, s)
 	s.onDamage(dedup.Damage{Slot: dedup.Slot{Chunk: dedup.ChunkID{8}}, File: "f", Reason: "r"})
-	within(t, 10*time.Second, "damage is recorded in the background", func() {
-		for len(keys(s, keyDamage)) < 3 {
-			time.Sleep(time.Millisecond)
-		}
-	})
+	waitFor(t, 10*time.Second, "damage is recorded in the background", func() bool { return len(keys(s, keyDamage)) == 3 })
 	stop()
 	ok(t, s.Close())
 }
@@ -246,7 +242,7 @@ func TestCollectionAfterAStoppedOne(t *testing.T) {
 	ok(t, s.sealOpen())
 	c := must(s.newCollection(manualMinLive))(t)
 	for c.phase != phaseWait {
-		must2(s.collectStep(c))(t)
+		stepOf(t, c)
 	}
 	if err := s.stepCollection(canceled(), c, 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("stopped: %v", err)

@@ -37,7 +37,7 @@ func TestCondemnedBeforeFoldsAreCounted(t *testing.T) {
 	}
 	c := must(s.newCollection(manualMinLive))(t)
 	for len(c.roots) > 0 {
-		must2(s.collectStep(c))(t)
+		stepOf(t, c)
 	}
 	s.gate.mu.Lock() // no fold can be counted
 	stepped := make(chan error, 1)
@@ -58,12 +58,11 @@ func TestCondemnedBeforeFoldsAreCounted(t *testing.T) {
 	ok(t, s.Close())
 }
 
-// must2 is must for a step of a collection.
-func must2(_, _ bool, err error) func(t testing.TB) {
-	return func(t testing.TB) {
-		t.Helper()
-		ok(t, err)
-	}
+// stepOf does a step of a collection.
+func stepOf(t *testing.T, c *collection) {
+	t.Helper()
+	_, _, err := c.s.collectStep(c)
+	ok(t, err)
 }
 
 // A collection looks at the roots again behind every commit that began before: one that
@@ -77,7 +76,7 @@ func TestCollectionWaitsForCommits(t *testing.T) {
 	foldAll(t, s)
 	c := must(s.newCollection(manualMinLive))(t)
 	for c.phase != phaseWait {
-		must2(s.collectStep(c))(t)
+		stepOf(t, c)
 	}
 	syncing, goOn := make(chan struct{}), make(chan struct{})
 	once := false
@@ -293,24 +292,18 @@ func TestSyncsAndMarksGoOn(t *testing.T) {
 	v := newVolume(t, s, "v", 1<<20)
 	await := func(what string, is func() bool) {
 		t.Helper()
-		for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		waitFor(t, 10*time.Second, what, func() bool {
 			v.mu.RLock()
-			done := is()
-			v.mu.RUnlock()
-			if done {
-				return
-			}
-			if time.Since(began) > 10*time.Second {
-				t.Fatal(what)
-			}
-		}
+			defer v.mu.RUnlock()
+			return is()
+		})
 	}
-	await("Run does not begin", s.sched.running.Load)
+	await("Run begins", s.sched.running.Load)
 	for i := range int64(3) {
 		writeAt(t, v, noise(uint64(i), 12*BlockSize), i*12*BlockSize)
-		await("more than half of what may be unsynced is", func() bool { return v.mu.memory <= o.UnsyncedBytes/2 })
-		await("a sync does not end", func() bool { return !v.syncing.Load() })
-		await("no mark says what is synced", func() bool { return v.mu.synced > 0 && v.mu.marked >= v.mu.synced })
+		await("less than half of what may be unsynced is", func() bool { return v.mu.memory <= o.UnsyncedBytes/2 })
+		await("the sync ends", func() bool { return !v.syncing.Load() })
+		await("a mark says what is synced", func() bool { return v.mu.synced > 0 && v.mu.marked >= v.mu.synced })
 	}
 	ok(t, v.Close())
 	stop()

@@ -95,32 +95,9 @@ func TestGroupDoesNotDecode(t *testing.T) {
 // slot's content (I5), and heal.
 func TestChunkIsNotTheOneOfTheIndex(t *testing.T) {
 	t.Run("head", func(t *testing.T) {
-		mem := vfs.NewMem()
-		s := open(t, mem, 1, func(o *Options) { o.FileBytes = 1 << 20 })
-		var at []Slot
-		for i := range 3 { // chunks of which only the IDs and contents differ
-			w := s.NewWriter(CodecRaw, 3)
-			for n := range 8 {
-				if _, err := w.Block(block(8*i+n), Slot{}); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := errors.Join(w.Flush(), w.Sync()); err != nil {
-				t.Fatal(err)
-			}
-			for n := range 8 {
-				at = append(at, Slot{w.ids[0], uint16(n)})
-			}
-			w.Close()
-		}
-		c0, c1 := s.index[at[0].Chunk].copies[0], s.index[at[8].Chunk].copies[0]
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
-		}
-		mem.Corrupt(path.Join(testDir, s.Files()[0].Name), 0, func(b []byte) {
-			copy(b[c0.off:], bytes.Clone(b[c1.off:c1.off+headSize+c1.front]))
+		s, at := listedStore(t, func(b []byte, copies []*chunkCopy) {
+			copy(b[copies[0].off:], bytes.Clone(b[copies[1].off:][:headSize+copies[1].front]))
 		})
-		s = open(t, mem, 2)
 		wantDisagree(t, s, at[3], "chunk head and index disagree")
 		check(t, s, at[8:], seq(8, 24)...)
 		put(t, s, seq(0, 8)...)
