@@ -632,6 +632,48 @@ func TestMappedBesideUnreadNode(t *testing.T) {
 	}
 }
 
+// A root that cannot be read for a moment is kept below a new one; when that cannot be read
+// for a moment either, nothing is lost: the volume, a collection and a check read all of it.
+func TestRootUnreadTwice(t *testing.T) {
+	fsys := vfs.NewFaulty(vfs.NewMem())
+	s := openStore(t, fsys, tightOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	image := make([]byte, v.Size())
+	writeBlocks(t, v, image, 0, 20, "write")
+	for i := range int64(3) {
+		foldAll(t, s)
+		id := v.ID()
+		ok(t, v.Close())
+		ok(t, s.Close())
+		s = openStore(t, fsys, tightOptions()) // nothing is in memory
+		v = attach(t, s, id)
+		writeBlocks(t, v, image, (30+i)*BlockSize, 1, "write over a root that cannot be read")
+		failed := 0
+		fsys.SetHook(func(op vfs.Op) error {
+			if op.Kind == vfs.OpRead && strings.Contains(op.Name, "/"+dirChunks+"/") {
+				failed++
+				return syscall.EIO
+			}
+			return nil
+		})
+		must(s.foldOnce(v))(t)
+		fsys.SetHook(nil)
+		if failed == 0 {
+			t.Fatal("the root was read")
+		}
+		wantImage(t, readAll(t, v), image, fmt.Sprintf("volume %d times later", i+1))
+	}
+	must(s.Collect(context.Background()))(t)
+	wantImage(t, readAll(t, v), image, "collected volume")
+	for _, p := range problems(t, s) {
+		if !strings.Contains(p.Detail, "blocks are mapped") || !p.Repairable { // those were not counted
+			t.Errorf("check: %v", p)
+		}
+	}
+	ok(t, v.Close())
+	ok(t, s.Close())
+}
+
 // lostNode is a source of map nodes, one of which cannot be read any more.
 type lostNode struct {
 	blockmap.NodeSource

@@ -235,6 +235,8 @@ var breakages = []breakage{
 	{"pkg/blockstore/blockmap/decode.go", "case s >= dedup.MaxSlots:", "case false:", "map node: slot that no chunk has", []step{mapNode}},
 	{"pkg/blockstore/blockmap/decode.go", "case count == 0 || count > dedup.MaxSlots-uint64(slot):", "case false:", "map node: extent behind its chunk", []step{mapNode}},
 	{"pkg/blockstore/blockmap/tree.go", "if n.Level() >= below {", "if false && n.Level() >= below {", "map node: child that is no lower", []step{mapAll}},
+	{"pkg/blockstore/blockmap/node.go", "if n.Level() < rescueLevel || below <= MaxLevels {", "if true {", "map node: root that could not be read below another", []step{tests("./pkg/blockstore/blockmap", "TestRootUnreadableAgain"), tests("./pkg/blockstore", "TestRootUnreadTwice")}},
+	{"pkg/blockstore/blockmap/node.go", "return below - 1", "return below", "map node: nodes of any level in one another without end", []step{tests("./pkg/blockstore/blockmap", "TestRootUnreadableAgain")}},
 	{"pkg/blockstore/blockmap/node.go", "if _, err := DecodeNode(buf); err != nil {", "if err := error(nil); err != nil {", "map node: not read back before it is stored", []step{mapNode}},
 	// Space (I9).
 	{"pkg/blockstore/volume.go", "\tif err := v.store.charge(debt, spare); err != nil {", "\tif err := error(nil); err != nil {", "reserve: record taken without it", []step{engineFull}},

@@ -21,8 +21,10 @@
 //   - A child's content counts only inside the range that its parent gives it: from its
 //     entry's first block to that of the next entry. The same child may stand in a node
 //     several times, with holes cut out by other entries.
-//   - A child's level is below its parent's (any number below), so no path is longer
-//     than [MaxLevels] nodes, whatever the bytes say.
+//   - A child's level is below its parent's (any number below). Only nodes that were made
+//     above what could not be read, of levels that no tree reaches otherwise, may have
+//     children of any level, 64 of them in one another at most. So no path is longer than
+//     [MaxLevels] and 64 nodes, whatever the bytes say.
 //
 // What this package must not know: volumes, snapshots, catalog, journal, files, how
 // chunks are stored, found, compressed or verified, and what a block contains.

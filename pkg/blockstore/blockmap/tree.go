@@ -128,8 +128,8 @@ func New(src NodeSource, cacheNodes int) *Tree {
 }
 
 // load returns the node at s, which the caller does not change. keep says whether it
-// should stay in the cache. below is the level that the node's level must be lower
-// than: that of its parent, or MaxLevels.
+// should stay in the cache. below is the bound that the node's level must be under:
+// rootBound, or what bound of its parent says.
 func (t *Tree) load(s dedup.Slot, below int, keep bool) (*Node, error) {
 	n, err := t.read(s, keep)
 	if err != nil {

@@ -237,7 +237,7 @@ func TestLookupErrors(t *testing.T) {
 	store := newMemStore()
 	tree := New(store, 0)
 	root, _, _ := mustUpdate(t, tree, store, 1024, Root{}, scattered(1000, 1))
-	n, err := tree.load(root, MaxLevels, false)
+	n, err := tree.load(root, rootBound, false)
 	if err != nil || n.Len() < 4 {
 		t.Fatal(n, err)
 	}
@@ -272,6 +272,10 @@ func TestLookupErrors(t *testing.T) {
 	}
 	if err := tree.Walk(loop, func(dedup.Slot, int, []Extent) (bool, error) { return true, nil }, WalkOptions{}); !errors.Is(err, dedup.ErrCorrupt) {
 		t.Errorf("cycle: error %v", err)
+	}
+	loop = Root{Chunk: store.put([][]byte{innerPage(t, rescueLevel, Child{})})}
+	if err := tree.Lookup(loop, 0, 1, nil); !errors.Is(err, dedup.ErrCorrupt) {
+		t.Errorf("cycle of nodes that may have any level below them: error %v", err)
 	}
 }
 
@@ -332,6 +336,59 @@ func TestRootUnreadable(t *testing.T) {
 	}
 	if s := checkTree(t, tree, next); s.height != rescueLevel+1 {
 		t.Errorf("height %d", s.height)
+	}
+}
+
+// A root that could not be read comes under a new one, and so may that: nothing below is
+// lost, however often it happens. Nodes that do without such a root go down in levels, and
+// no path is without end.
+func TestRootUnreadableAgain(t *testing.T) {
+	store := newMemStore()
+	tree := New(store, 0)
+	all := scattered(2000, 2)
+	first, _, _ := mustUpdate(t, tree, store, 1024, Root{}, all)
+	image := func(r Root) []Extent { return collect(t, tree, r, 0, 100_000) }
+	model := image(first)
+	root := first
+	for i := range uint64(maxRescues + 1) {
+		e := Extent{First: 90_000 + 2*i, Count: 1, Chunk: chunkA}
+		store.bad[root] = true
+		next, _, _ := mustUpdate(t, tree, store, 1024, root, []Extent{e})
+		delete(store.bad, root)
+		if i == maxRescues {
+			if err := tree.Lookup(next, 0, 10, func(Extent) error { return nil }); !errors.Is(err, dedup.ErrCorrupt) {
+				t.Fatalf("%d roots that could not be read: %v", i+1, err)
+			}
+			break
+		}
+		root = next
+		got := image(root)
+		if k := len(got) - 1; got[k-1] != e || !got[k].IsHole() {
+			t.Fatalf("%d times: ends with %+v", i+1, got[k-1])
+		}
+		if got = collect(t, tree, root, 0, 90_000); !slices.Equal(got, collect(t, tree, first, 0, 90_000)) {
+			t.Fatalf("%d times: %d extents, want %d", i+1, len(got), len(model))
+		}
+	}
+	met := make(map[dedup.Slot]bool)
+	skip := func(s dedup.Slot) bool {
+		old := met[s]
+		met[s] = true
+		return old
+	}
+	walked := tree.Walk(root, func(dedup.Slot, int, []Extent) (bool, error) { return true, nil }, WalkOptions{Skip: skip})
+	n, err := tree.NewCounter().Mapped(root)
+	if want, _ := tree.NewCounter().Mapped(first); walked != nil || err != nil || n != want+maxRescues || !met[first] {
+		t.Errorf("%v: %d nodes; %v: %d blocks, want %d", walked, len(met), err, n, want+maxRescues)
+	}
+	// A change far down unfolds them, and nothing is lost by it.
+	e := Extent{First: 50_000, Count: 1, Chunk: chunkB}
+	next, res, _ := mustUpdate(t, tree, store, 1024, root, []Extent{e})
+	if got := collect(t, tree, next, e.First, 1); got[0] != e || res.Unread {
+		t.Errorf("%+v, %+v", got, res)
+	}
+	if got := collect(t, tree, next, 0, e.First); !slices.Equal(got, collect(t, tree, first, 0, e.First)) {
+		t.Error("a change loses what is before it")
 	}
 }
 

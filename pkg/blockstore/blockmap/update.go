@@ -11,7 +11,8 @@ import (
 
 // rescueLevel is the level of a new root above one that cannot be read, whose own level
 // nobody knows: above that of any tree that fits into 2^34 blocks (6 at most), and
-// with room to grow.
+// with room to grow. What could not be read may have been such a root itself, so below
+// these nodes there may be nodes of any level (Node.bound).
 const rescueLevel = 12
 
 // Result is what an update made.
@@ -62,7 +63,7 @@ func (t *Tree) Update(root dedup.Slot, changes []Extent, sink NodeSink) (Result,
 	if root.IsZero() {
 		err = u.fresh(endOfSpace)
 	} else {
-		err = u.child(root, 0, endOfSpace, MaxLevels)
+		err = u.child(root, 0, endOfSpace, rootBound, rescueLevel)
 	}
 	if err != nil {
 		return Result{}, err
@@ -199,22 +200,20 @@ func (u *update) fresh(end uint64) error {
 }
 
 // child adds the blocks [first, end) of the node at s as the changes make them, and
-// changes before first that have no other place. below is the level that the node's
-// must be under: the level of its parent, or MaxLevels for a root.
-func (u *update) child(s dedup.Slot, first, end uint64, below int) error {
+// changes before first that have no other place. below is the bound of the node's level;
+// level is that of its parent, or of what a root that cannot be read comes under.
+func (u *update) child(s dedup.Slot, first, end uint64, below, level int) error {
 	c, ok := u.change(end)
 	switch {
 	case !ok:
-		return u.keep(s, first, end, below)
+		return u.keep(s, first, end, level)
 	case c.First <= first && c.End() >= end:
 		return u.take(end) // nothing of the node is left, so it is not read
 	}
 	n, err := u.load(s, below)
 	switch {
-	case err != nil && below == MaxLevels:
-		return u.beside(s, first, end, rescueLevel)
 	case err != nil:
-		return u.beside(s, first, end, below)
+		return u.beside(s, first, end, level)
 	case n.level == 0:
 		return u.leaf(n, first, end)
 	}
@@ -223,7 +222,7 @@ func (u *update) child(s dedup.Slot, first, end uint64, below int) error {
 		if cFirst >= cEnd {
 			continue
 		}
-		if err := u.child(n.Child(i).Node, cFirst, cEnd, n.Level()); err != nil {
+		if err := u.child(n.Child(i).Node, cFirst, cEnd, n.bound(below), n.Level()); err != nil {
 			return err
 		}
 	}
@@ -334,8 +333,13 @@ func (u *update) hide(next uint64) error {
 	return u.write(0, nil)
 }
 
-// reaches tells whether the node at s may hold something at or behind block end.
-func (u *update) reaches(s dedup.Slot, below int, end uint64) bool {
+// reaches tells whether the node at s, in one of the given level, may hold something at
+// or behind block end.
+func (u *update) reaches(s dedup.Slot, level int, end uint64) bool {
+	below := level
+	if level >= rescueLevel {
+		below = rootBound
+	}
 	for {
 		n, err := u.load(s, below)
 		if err != nil {
@@ -350,14 +354,14 @@ func (u *update) reaches(s dedup.Slot, below int, end uint64) bool {
 		case n.Child(k).First >= end:
 			return true
 		}
-		s, below = n.Child(k).Node, n.Level()
+		s, below = n.Child(k).Node, n.bound(below)
 	}
 }
 
 // absorb takes the content of the node at s, which comes next, into what packer l has,
 // if the node is of that level.
 func (u *update) absorb(s dedup.Slot, first, end uint64, l int) (bool, error) {
-	n, err := u.load(s, l+1)
+	n, err := u.load(s, rootBound)
 	if err != nil || n.Level() != l {
 		return false, nil
 	}
@@ -425,6 +429,6 @@ func (u *update) startsBefore(s dedup.Slot, first uint64) bool {
 	if first == 0 {
 		return false
 	}
-	n, err := u.load(s, MaxLevels)
+	n, err := u.load(s, rootBound)
 	return err != nil || n.Len() > 0 && n.entries[0].first < first
 }

@@ -6,7 +6,8 @@ import "github.com/k8ns/granary/pkg/dedup"
 type WalkOptions struct {
 	// Skip is asked before a node is read; true leaves out the node and everything
 	// below it. With a set of nodes seen, shared between roots, a walk then reads
-	// nothing that an earlier one has read.
+	// nothing that an earlier one has read. Without one a node that several entries name is
+	// read for each of them, and what is below it too: as often as there are ways to it.
 	Skip func(node dedup.Slot) bool
 	// OnError gets a node that cannot be read, with the range of blocks that it
 	// stands for. The walk goes on beside it when nil is returned, and ends with
@@ -31,7 +32,7 @@ func (t *Tree) Walk(root dedup.Slot,
 		return nil
 	}
 	w := walker{t: t, visit: visit, o: o}
-	return w.node(root, 0, endOfSpace, MaxLevels)
+	return w.node(root, 0, endOfSpace, rootBound)
 }
 
 type walker struct {
@@ -67,7 +68,7 @@ func (w *walker) node(s dedup.Slot, first, end uint64, below int) error {
 	}
 	for i := range n.Len() {
 		cFirst, cEnd := n.childRange(i, first, end)
-		if err := w.node(n.Child(i).Node, cFirst, max(cFirst, cEnd), n.Level()); err != nil {
+		if err := w.node(n.Child(i).Node, cFirst, max(cFirst, cEnd), n.bound(below)); err != nil {
 			return err
 		}
 	}
