@@ -78,6 +78,15 @@ func (d *Dir) List() ([]Info, error) {
 	return out, nil
 }
 
+// Sync makes removals durable that ended before the call.
+func (d *Dir) Sync() error {
+	err := d.fsys.SyncDir(d.path)
+	if err != nil {
+		err = fmt.Errorf("sync %s: %w", d.path, err)
+	}
+	return err
+}
+
 // Create makes a new file open for writing. Its name is durable when Create returns.
 func (d *Dir) Create(name string) (*File, error) {
 	h, err := d.fsys.Create(path.Join(d.path, name))

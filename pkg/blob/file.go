@@ -116,7 +116,8 @@ func (f *File) Close() {
 }
 
 // Remove removes the file. Who reads it at the moment goes on; later reads are
-// vfs.ErrNotExist. The removal is not synced: a crash may bring the file back.
+// vfs.ErrNotExist. The removal is not synced: until Dir.Sync a crash may bring
+// the file back.
 func (f *File) Remove() error {
 	f.mu.Lock()
 	name := f.mu.name

@@ -82,6 +82,7 @@ const maxPerImage = 100
 func (s *Store) Check(ctx context.Context, o CheckOptions, report func(Problem)) error {
 	s.coll.run.Lock() // what is checked must not be collected meanwhile
 	defer s.coll.run.Unlock()
+	s.chunks.Reread()
 	c := &checker{s: s, o: o, report: report}
 	err := errors.Join(c.run(ctx), s.damageStep())
 	if err := s.tidyDamage(); err != nil {

@@ -275,6 +275,7 @@ func (s *Store) sealOpen() error { return s.onReserve(s.chunks.SealOpen) }
 // runCollection collects; on a full disk it gives up parts of the reserve until it gets
 // through.
 func (s *Store) runCollection(ctx context.Context, minLive float64, rest int) (CollectResult, error) {
+	s.chunks.Reread() // a map node that cannot be read ends a marking
 	freed := int64(0)
 	for {
 		c, err := s.newCollection(minLive)

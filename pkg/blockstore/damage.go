@@ -105,11 +105,9 @@ func (s *Store) loadDamage() error {
 	return nil
 }
 
-// tidyDamage deletes records of slots that are whole again or gone for good: read and
-// verified, copied from another copy, or collected. What is recorded is known to the
-// chunk store before, so the records are read first. A slot counts as whole if a copy
-// holds it that is not known to be bad; nothing rests on that, for whoever drops another
-// copy for its sake verifies it.
+// tidyDamage deletes records of slots that are whole again or gone for good, durably: read
+// and verified, copied from another copy, or collected. What is recorded is known to the
+// chunk store before, so the records are read first.
 func (s *Store) tidyDamage() error {
 	recorded := s.scan(keyDamage)
 	if len(recorded) == 0 {
@@ -118,13 +116,9 @@ func (s *Store) tidyDamage() error {
 	if err := s.chunks.ForgetLost(); err != nil {
 		return err
 	}
-	bad := make(map[dedup.Slot]bool)
-	for _, d := range s.chunks.Damaged() {
-		bad[d.Slot] = true
-	}
 	var gone []catalog.Op
 	for _, e := range recorded {
-		if slot, ok := parseDamageKey(e.Key); ok && !bad[slot] {
+		if slot, ok := parseDamageKey(e.Key); ok && s.chunks.Settled(slot) {
 			gone = append(gone, del(e.Key, e.Revision))
 		}
 	}

@@ -97,7 +97,9 @@ func (v *Volume) endFold(err error) {
 		v.discard()
 	case err != nil:
 		v.mu.retry = v.store.o.Now().Add(time.Second)
-		v.mu.tries++
+		if unread, ok := errors.AsType[*unreadError](err); ok && unread.v == v {
+			v.mu.tries++
+		}
 	}
 }
 

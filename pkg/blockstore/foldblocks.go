@@ -318,11 +318,14 @@ func (f *folder) readBase(block uint64, data []byte) (damaged uint8, err error) 
 	lost := func(err error) bool { return errors.Is(err, ErrCorrupt) || errors.Is(err, ErrMissing) }
 	off := int64(block) * BlockSize
 	err = f.s.readImage(data, off, f.job.root)
+	if errors.Is(err, ErrMissing) && f.s.reread() {
+		err = f.s.readImage(data, off, f.job.root)
+	}
 	if !lost(err) {
 		return 0, err
 	}
 	if f.mayReadLater(err) {
-		return 0, err
+		return 0, &unreadError{f.job.v, err}
 	}
 	f.s.log.Error("folding over a damaged block", "volume_id", f.job.v.id, "offset", off, "err", err)
 	for i := range sectorsPerBlock {
@@ -342,11 +345,21 @@ func (f *folder) readBase(block uint64, data []byte) (damaged uint8, err error) 
 // disk answers errors for are given up.
 const unreadTries = 5
 
+// unreadError ends a fold that is worth another try.
+type unreadError struct {
+	v   *Volume // whose base was not read
+	err error
+}
+
+func (e *unreadError) Error() string { return e.err.Error() }
+func (e *unreadError) Unwrap() error { return e.err }
+
 // mayReadLater tells whether a read that failed is worth another fold: the disk answered
-// an error, and not yet for long. What is folded over is lost even if the disk recovers.
+// an error, now or when the store was opened, and not yet for long. What is folded over is
+// lost even if the disk recovers.
 func (f *folder) mayReadLater(err error) bool {
 	damage, ok := errors.AsType[*dedup.DamageError](err)
-	if !ok || !damage.Unread {
+	if ok && !damage.Unread || !ok && (!errors.Is(err, ErrMissing) || f.s.chunks.Silent() == 0) {
 		return false
 	}
 	f.job.v.mu.RLock()

@@ -3,6 +3,7 @@ package blockstore
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/k8ns/granary/pkg/blockstore/blockmap"
 	"github.com/k8ns/granary/pkg/dedup"
@@ -49,11 +50,30 @@ func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
 		}
 		// A fold may have replaced the root and the collector dropped what only the
 		// old one reached: look again with the new root.
-		if !errors.Is(err, ErrMissing) || (!first && root == lastRoot) {
+		if !errors.Is(err, ErrMissing) || !first && root == lastRoot && !v.store.reread() {
 			return 0, err
 		}
 		lastRoot = root
 	}
+}
+
+// rereadEvery is the shortest time between two looks at chunk files that could not be read.
+const rereadEvery = time.Second
+
+// reread looks whether chunk files can be read that could not when the store was opened,
+// and tells whether one of them can.
+func (s *Store) reread() bool {
+	before := s.chunks.Silent()
+	if before == 0 {
+		return false
+	}
+	s.silent.Lock()
+	defer s.silent.Unlock()
+	if now := s.o.Now(); now.Sub(s.silent.looked) >= rereadEvery {
+		s.silent.looked = now
+		s.chunks.Reread()
+	}
+	return s.chunks.Silent() < before
 }
 
 // readOnce reads with one view of the volume and returns its root.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/k8ns/granary/pkg/dedup"
 	"github.com/k8ns/granary/pkg/vfs"
 	"github.com/k8ns/granary/pkg/wal"
 )
@@ -451,9 +452,10 @@ func (w *simWorld) repair() error {
 
 // leaveBadFooter changes a byte in the footer of a sealed chunk file, one in the head of the
 // first chunk of another, and one in the header of a third, and copies a file as if it came
-// from another store: nothing is lost with these.
+// from another store: nothing is lost with these, nor with a damaged slot that is nowhere.
 func (w *simWorld) leaveBadFooter() {
 	w.open()
+	w.s.onDamage(dedup.Damage{Slot: dedup.Slot{Chunk: dedup.ChunkID{7}}, File: "gone", Reason: "test"})
 	w.ok(w.fill(), "fill")
 	w.ok(w.fill(), "fill again")
 	w.ok(w.s.Close(), "close")

@@ -10,6 +10,7 @@ import (
 	"path"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/k8ns/granary/pkg/blob"
 	"github.com/k8ns/granary/pkg/blockstore/blockmap"
@@ -64,6 +65,10 @@ type Store struct {
 	}
 	coll   collector
 	damage damageQueue
+	silent struct {
+		sync.Mutex
+		looked time.Time // when chunk files that could not be read were looked at last
+	}
 }
 
 // Open opens the store in dir, making one if the directory holds none. It takes the

@@ -61,7 +61,7 @@ type Volume struct {
 		written    time.Time // last write
 		oldest     time.Time // first write since the last fold
 		retry      time.Time // no fold before
-		tries      int       // folds that failed since the last that did not
+		tries      int       // folds that failed since the last that did not because its base was unread
 		folding    bool
 		starved    time.Time // since when records wait for disk space; zero: none does
 		giveUp     bool      // somebody has said that the present wait is over

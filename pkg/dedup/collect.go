@@ -382,21 +382,58 @@ func (c *Collection) copied(cp *chunkCopy, slot int) bool {
 	})
 }
 
-// checkGroup reads a group and checks it; what is bad becomes known.
+// checkGroup reads a group and checks it, fingerprints too; what is bad becomes known.
 func (s *Store) checkGroup(c *chunkCopy, g int) error {
-	f, err := s.front(c)
-	if err == nil {
-		buf := s.buffer(int(f.groups[g].size))
-		defer s.release(buf)
-		if err = s.readStored(c, f, g, *buf); err == nil {
-			_, err = s.decode(c, f, g, *buf)
-		}
-	}
+	err := s.proveGroup(c, g)
 	var bad *badPart
 	if errors.As(err, &bad) {
 		s.markBad(bad)
 	}
 	return err
+}
+
+// proveGroup is checkGroup that leaves it at telling.
+func (s *Store) proveGroup(c *chunkCopy, g int) error {
+	f, err := s.front(c)
+	if err != nil {
+		return err
+	}
+	l, err := s.loadList(c.chunk)
+	if err != nil {
+		return err
+	}
+	if slots := c.slots(); slots.minus(&l.have) != (bitmap{}) {
+		return corrupt("no list tells all fingerprints of chunk %s in %s", c.chunk.id, c.file.blob.Name())
+	}
+	buf := s.buffer(int(f.groups[g].size))
+	defer s.release(buf)
+	if err := s.readStored(c, f, g, *buf); err != nil {
+		return err
+	}
+	group, err := s.decode(c, f, g, *buf)
+	if err != nil {
+		return err
+	}
+	if wrong := wrongSlots(c, f, l.fps, g, group); len(wrong) > 0 {
+		return wrong[0]
+	}
+	return nil
+}
+
+// wrongSlots are the slots of a group that have not their fingerprints.
+func wrongSlots(c *chunkCopy, f *front, fps []Fingerprint, g int, group []byte) (wrong []*badPart) {
+	lo, hi, _ := f.slotsIn(g)
+	for i := lo; i < hi; i++ {
+		if !f.have.has(i) {
+			continue
+		}
+		if FingerprintOf(group[:BlockSize]) != fps[i] {
+			off := int64(c.off) + f.payloadAt() + int64(f.groups[g].off)
+			wrong = append(wrong, &badPart{copy: c, lo: i, hi: i + 1, off: off, reason: wrongContent})
+		}
+		group = group[BlockSize:]
+	}
+	return wrong
 }
 
 // copyLive copies slots into the collection's files. ok is false if one of them turned

@@ -1,6 +1,7 @@
 package dedup
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 )
@@ -49,7 +50,7 @@ type badPart struct {
 func (b *badPart) Error() string { return b.reason }
 
 // err is the error of a read of one slot in the part.
-func (b *badPart) err(slot int) error {
+func (b *badPart) err(slot int) *DamageError {
 	return &DamageError{
 		Slot: Slot{b.copy.chunk.id, uint16(slot)}, File: b.copy.file.blob.Name(), Offset: b.off, Reason: b.reason,
 		Unread: b.unread,
@@ -67,22 +68,17 @@ func (s *Store) markBad(b *badPart) {
 	name := c.file.blob.Name()
 	var found []Damage
 	s.mu.Lock()
-	if c.bad == nil {
-		c.bad = new(bitmap)
-	}
-	bad := *c.bad // replaced, not written to: other copies of the pointer may be read
 	for i := b.lo; i < b.hi; i++ {
-		if !c.has(i) || bad.has(i) {
+		if !c.good(i) {
 			continue
 		}
-		bad.set(i)
 		d := Damage{Slot: Slot{c.chunk.id, uint16(i)}, File: name, Offset: b.off, Reason: b.reason}
 		if i < len(fps) {
 			d.Fingerprint = fps[i]
 		}
 		found = append(found, d)
 	}
-	c.bad = &bad
+	c.setBad(b.lo, b.hi)
 	if c.file.gone {
 		found = nil
 	}
@@ -138,7 +134,8 @@ func (s *Store) markGood(c *chunkCopy, lo, hi int) {
 // ForgetLost forgets the damage of slots that no copy holds, good or bad: they were
 // collected, or their file is gone. There is nothing left to be healed. Slots of a file
 // that is there, but that this start could not read as a whole, stay: they are bad when it
-// can be read again.
+// can be read again. That the files are gone is durable before anything is forgotten: else a
+// power cut could bring bad slots back that nobody knows.
 func (s *Store) ForgetLost() error {
 	infos, err := s.dir.List()
 	if err != nil {
@@ -150,20 +147,52 @@ func (s *Store) ForgetLost() error {
 			there[num] = true
 		}
 	}
+	lost := s.lost(there)
+	if len(lost) == 0 {
+		return nil
+	}
+	if err := s.dir.Sync(); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, at := range lost {
+		if !s.index[at.Chunk].holds(int(at.Slot)) { // or it was stored again meanwhile
+			s.forgetDamage(at)
+		}
+	}
+	return nil
+}
+
+// lost lists the damaged slots that no copy holds and no file that is there may hold.
+func (s *Store) lost(there map[FileNum]bool) (lost []Slot) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	for at, d := range s.damage {
 		num, _, _ := parseName(d.File)
 		f := s.files[num]
 		if there[num] && (f == nil || f.strange || f.failed) {
 			continue
 		}
-		ch := s.index[at.Chunk]
-		if ch == nil || !slices.ContainsFunc(ch.copies, func(c *chunkCopy) bool { return c.has(int(at.Slot)) }) {
-			s.forgetDamage(at)
+		if !s.index[at.Chunk].holds(int(at.Slot)) {
+			lost = append(lost, at)
 		}
 	}
-	return nil
+	return lost
+}
+
+// Settled tells whether nothing is left to be known of damage of a slot: a copy that is
+// durable holds it and is not known to be bad there, or no copy holds it and its damage was
+// forgotten.
+func (s *Store) Settled(at Slot) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	ch, i := s.index[at.Chunk], int(at.Slot)
+	if ch.holds(i) {
+		return slices.ContainsFunc(ch.copies, func(c *chunkCopy) bool { return c.good(i) && c.end() <= c.file.synced })
+	}
+	_, known := s.damage[at]
+	return !known
 }
 
 // noteDamage enters a damaged slot in the maps. s.mu is held for writing.
@@ -194,34 +223,70 @@ func (s *Store) forgetDamage(at Slot) {
 }
 
 // LoadDamage makes damage known that was found before this start. It is called after
-// Open, before the first Writer. A slot is bad only in the file that the record
-// names; what another file holds stays good.
+// Open, before the first Writer. A record names one file in which its slot is bad; what
+// other files hold of it is read, and is good if it has its fingerprint.
 func (s *Store) LoadDamage(ds []Damage) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, d := range ds {
 		num, _, ok := parseName(d.File)
+		i := int(d.Slot.Slot)
+		var others []*chunkCopy
+		s.mu.Lock()
 		ch := s.index[d.Slot.Chunk]
-		if ch != nil && ok {
+		if ok && ch != nil {
 			for _, c := range ch.copies {
-				if c.file.num == num && c.has(int(d.Slot.Slot)) {
-					bad := bitmap{}
-					if c.bad != nil {
-						bad = *c.bad
-					}
-					bad.set(int(d.Slot.Slot))
-					c.bad = &bad
+				switch {
+				case !c.has(i):
+				case c.file.num == num:
+					c.setBad(i, i+1)
+				case c.good(i):
+					others = append(others, c)
 				}
 			}
 		}
-		if ch == nil || !ch.readable(int(d.Slot.Slot)) {
+		s.mu.Unlock()
+		for _, c := range others {
+			s.verifySlot(c, i, d.Fingerprint)
+		}
+		s.mu.Lock()
+		if ch == nil || !ch.readable(i) {
 			s.noteDamage(d)
 		}
+		s.mu.Unlock()
 	}
 }
 
-// Damaged lists the slots that are known bad or lost in every copy, by address. A
-// record that is not among them is healed.
+// verifySlot reads a slot of a copy and marks what is bad. fp is its fingerprint where no
+// list tells it; zero: not known.
+func (s *Store) verifySlot(c *chunkCopy, i int, fp Fingerprint) {
+	content := make([]byte, BlockSize)
+	_, err := s.readFrom(c, i, i+1, content)
+	bad, ok := errors.AsType[*badPart](err)
+	if err == nil {
+		bad = s.prove(c, i, content, fp)
+	} else if !ok {
+		bad = &badPart{copy: c, lo: i, hi: i + 1, off: int64(c.off), reason: "read: " + err.Error(), unread: true}
+	}
+	if bad != nil {
+		s.markBad(bad)
+	}
+}
+
+// setBad makes slots [lo, hi), as far as the copy has them, known to be bad in it. Store.mu
+// is held for writing.
+func (c *chunkCopy) setBad(lo, hi int) {
+	var bad bitmap // replaced, not written to: other copies of the pointer may be read
+	if c.bad != nil {
+		bad = *c.bad
+	}
+	for i := lo; i < hi; i++ {
+		if c.has(i) {
+			bad.set(i)
+		}
+	}
+	c.bad = &bad
+}
+
+// Damaged lists the slots that are known bad or lost in every copy, by address.
 func (s *Store) Damaged() []Damage {
 	s.mu.RLock()
 	defer s.mu.RUnlock()

@@ -28,6 +28,14 @@ type bitmap [MaxSlots / 64]uint64
 func (b *bitmap) has(i int) bool { return b[i>>6]>>(i&63)&1 != 0 }
 func (b *bitmap) set(i int)      { b[i>>6] |= 1 << (i & 63) }
 
+// next is the first of the slots [i, end) in the set, or end.
+func (b *bitmap) next(i, end int) int {
+	for i < end && !b.has(i) {
+		i++
+	}
+	return i
+}
+
 // count is how many slots are in the set.
 func (b *bitmap) count() int {
 	n := 0

@@ -111,6 +111,8 @@ type Store struct {
 	open      *file  // appended to; nil when there is none. Under appending
 	counter   uint32 // of the last file made in this epoch. Under appending
 
+	rereading sync.Mutex // held by Reread
+
 	unsealed atomic.Bool // a file was not sealed for want of space, see SealLeft
 
 	// mu guards the index and every field that says so. No disk is touched under it.
@@ -121,6 +123,7 @@ type Store struct {
 	hooks      hookTable
 	files      map[FileNum]*file
 	problems   []Problem
+	silent     []foundFile            // sealed files that could not be read as a whole, see Reread
 	damage     map[Slot]Damage        // known bad or lost slots
 	damagedFPs map[Fingerprint][]Slot // the same by content, for healing
 	collecting bool                   // a Collection is between Plan and its end
@@ -256,6 +259,12 @@ func (ch *chunk) usable(slot int) *chunkCopy {
 		}
 	}
 	return nil
+}
+
+// holds tells whether some copy holds the slot, good or bad; a chunk that is nil has none.
+// Store.mu is held.
+func (ch *chunk) holds(slot int) bool {
+	return ch != nil && slices.ContainsFunc(ch.copies, func(c *chunkCopy) bool { return c.has(slot) })
 }
 
 // readable tells whether some copy holds the slot and is not known to be bad there.

@@ -36,12 +36,13 @@ func TestDamageIsLocked(t *testing.T) {
 		"damage like it":     func() { s.damagedLike(FingerprintOf(block(1))) },
 		"a list that is bad": func() { s.listBad(c) },
 		"a hook":             func() { s.hooked(1) },
+		"settled damage":     func() { s.Settled(at[1]) },
+		"lost damage":        func() { s.lost(nil) },
 		"chunk by its ID":    func() { s.chunkOf(ch.id) },
 	})
 	locktest.Wait(t, s.mu.RLocker(), map[string]func(){
 		"damage found":      bad(2),
 		"damage taken back": func() { s.markGood(c, 1, 2) },
-		"damage of records": func() { s.LoadDamage(nil) },
-		"damage forgotten":  func() { s.ForgetLost() },
+		"damage of records": func() { s.LoadDamage([]Damage{{Slot: at[5]}}) },
 	})
 }

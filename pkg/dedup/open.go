@@ -95,6 +95,7 @@ type foundFile struct {
 	nameless bool  // its header cannot be read: it may be another store's
 	refused  bool  // not understood: neither indexed nor touched
 	unread   error // of an open file that the disk does not let us read
+	silent   bool  // the disk answered an error for a part of it, so that nobody knows what is there
 	partial  bool  // open, and with a head whose chunk is not whole
 	useless  bool  // open and without a whole chunk
 	problems []Problem
@@ -128,7 +129,7 @@ func (s *Store) read(ff *foundFile) error {
 	if _, err := ff.blob.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
 		// Unreadable, perhaps only here: what the footer lists may still be read.
 		ff.note("file header: %v", err)
-		ff.nameless = true
+		ff.nameless, ff.silent = true, true
 		if !ff.sealed {
 			ff.unread = err
 		}
@@ -156,6 +157,7 @@ func (s *Store) read(ff *foundFile) error {
 		}
 		ff.note("%v; its chunks were scanned instead", err)
 		ff.rescan = true
+		ff.silent = ff.silent || !judged(err)
 	}
 	s.scan(ff)
 	ff.refused = ff.refused || ff.nameless && (!ff.sealed || len(ff.chunks) == 0)
@@ -239,9 +241,11 @@ func (s *Store) scan(ff *foundFile) {
 			ff.end, gap = at, false
 			continue
 		}
-		if !ff.sealed && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) && !errors.Is(err, ErrFormat) {
-			ff.leaveAlone(err)
-			return
+		if !judged(err) {
+			if ff.silent = true; !ff.sealed {
+				ff.leaveAlone(err)
+				return
+			}
 		}
 		gap = true
 		ff.partial = ff.partial || c != nil && !ff.sealed
@@ -258,6 +262,11 @@ func (s *Store) scan(ff *foundFile) {
 			return
 		}
 	}
+}
+
+// judged tells whether an error is about bytes that were read.
+func judged(err error) bool {
+	return errors.Is(err, ErrCorrupt) || errors.Is(err, ErrVersion) || errors.Is(err, ErrFormat)
 }
 
 // leaveAlone gives up an open file because the disk did not answer: what is there may be
@@ -417,6 +426,9 @@ func nextHead(r *window, at int64) (int64, error) {
 // adopt puts a file into the index, after sealing it if it is an open one.
 func (s *Store) adopt(ff *foundFile) error {
 	s.problems = append(s.problems, ff.problems...)
+	if ff.silent && ff.sealed {
+		s.silent = append(s.silent, foundFile{Info: ff.Info, num: ff.num, sealed: true})
+	}
 	if ff.refused {
 		return nil
 	}

@@ -16,9 +16,9 @@ import (
 const maxReadAt = 1 << 20
 
 // ReadSlots fills dst, n times BlockSize, with slots [first, first+n) of a chunk.
-// Every byte comes from a group that matched its checksum. Errors: *DamageError (an
-// ErrCorrupt) if a slot is bad in every copy, ErrMissing if no copy holds one; dst is
-// undefined then.
+// Every byte comes from a group that matched its checksum, and what was found bad before
+// has its fingerprint. Errors: *DamageError (an ErrCorrupt) if a slot is bad in every copy,
+// ErrMissing if no copy holds one; dst is undefined then.
 func (s *Store) ReadSlots(id ChunkID, first uint16, n int, dst []byte) error {
 	end := int(first) + n
 	if n <= 0 || end > MaxSlots || len(dst) != n*BlockSize {
@@ -64,17 +64,17 @@ func (s *Store) Fingerprint(at Slot) (Fingerprint, error) {
 // it returns how many. It goes through every copy of the slot before it fails.
 func (s *Store) readRun(id ChunkID, i, end int, dst []byte) (int, error) {
 	var tried []*chunkCopy
-	var failed error
+	var failed *DamageError
 	for {
-		c := s.pick(id, i, tried)
+		c, known := s.pick(id, i, tried)
 		if c == nil {
 			if failed == nil {
-				failed = missing(Slot{id, uint16(i)})
+				return 0, missing(Slot{id, uint16(i)})
 			}
 			return 0, failed
 		}
 		tried = append(tried, c)
-		k, err := s.readFrom(c, i, end, dst)
+		k, err := s.readGood(c, known, i, end, dst)
 		if err == nil {
 			if failed != nil {
 				s.stats.rescued.Add(1)
@@ -91,18 +91,64 @@ func (s *Store) readRun(id ChunkID, i, end int, dst []byte) (int, error) {
 			return 0, err
 		}
 		s.markBad(bad)
+		unread := failed != nil && failed.Unread
 		failed = bad.err(i)
+		failed.Unread = failed.Unread || unread // it may be read another time, if only there
 	}
 }
 
+// readGood is readFrom that ends before a slot that is known to be bad in the copy. Where
+// slot i is, its fingerprint tells whether it was only not read before; no other slot is
+// read then.
+func (s *Store) readGood(c *chunkCopy, known *bitmap, i, end int, dst []byte) (int, error) {
+	if known == nil {
+		return s.readFrom(c, i, end, dst)
+	}
+	if !known.has(i) {
+		return s.readFrom(c, i, known.next(i, end), dst)
+	}
+	k, err := s.readFrom(c, i, i+1, dst)
+	if err != nil {
+		return 0, err
+	}
+	if bad := s.prove(c, i, dst[:BlockSize], Fingerprint{}); bad != nil {
+		return 0, bad
+	}
+	s.markGood(c, i, i+1)
+	return k, nil
+}
+
+// prove tells what is wrong with the content of a slot of a copy, by its fingerprint: that
+// in a list, or if none can be read the one given, unless it is zero.
+func (s *Store) prove(c *chunkCopy, i int, content []byte, fp Fingerprint) *badPart {
+	bad := &badPart{copy: c, lo: i, hi: i + 1, off: int64(c.off), reason: wrongContent}
+	l, err := s.loadList(c.chunk)
+	switch {
+	case err == nil && l.have.has(i):
+		fp = l.fps[i]
+	case fp.IsZero():
+		bad.reason = "it was found bad, and no fingerprint tells whether it is"
+		bad.unread = err != nil && !errors.Is(err, ErrCorrupt)
+		return bad
+	}
+	if FingerprintOf(content) != fp {
+		return bad
+	}
+	return nil
+}
+
+// wrongContent is what is wrong with a slot whose group has the right checksum.
+const wrongContent = "content has another fingerprint"
+
 // pick is a copy that holds the slot and was not tried: one that is not known to be
-// bad there, newest first, else any. nil if there is none.
-func (s *Store) pick(id ChunkID, slot int, tried []*chunkCopy) *chunkCopy {
+// bad there, newest first, else any. nil if there is none. known are the slots known to be
+// bad in it; nil: none.
+func (s *Store) pick(id ChunkID, slot int, tried []*chunkCopy) (c *chunkCopy, known *bitmap) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	ch := s.index[id]
 	if ch == nil {
-		return nil
+		return nil, nil
 	}
 	var last *chunkCopy
 	for _, c := range ch.copies {
@@ -110,13 +156,16 @@ func (s *Store) pick(id ChunkID, slot int, tried []*chunkCopy) *chunkCopy {
 			continue
 		}
 		if c.good(slot) {
-			return c
+			return c, c.bad
 		}
 		if last == nil {
 			last = c
 		}
 	}
-	return last
+	if last == nil {
+		return nil, nil
+	}
+	return last, last.bad
 }
 
 // dropped tells whether the copy has left the index.

@@ -139,19 +139,14 @@ func (v *verifier) group(c *chunkCopy, f *front, t *tree, g int) {
 		v.bad(err, Slot{c.chunk.id, uint16(lo)})
 		return
 	}
-	whole := t != nil
-	for i := lo; i < hi && t != nil; i++ {
-		if !f.have.has(i) {
-			continue
-		}
-		if FingerprintOf(group[:BlockSize]) != t.fps[i] {
-			whole = false
-			off := int64(c.off) + f.payloadAt() + int64(r.off)
-			v.bad(&badPart{copy: c, lo: i, hi: i + 1, off: off, reason: "content has another fingerprint"}, Slot{c.chunk.id, uint16(i)})
-		}
-		group = group[BlockSize:]
+	if t == nil {
+		return
 	}
-	if whole {
+	wrong := wrongSlots(c, f, t.fps, g, group)
+	for _, bad := range wrong {
+		v.bad(bad, Slot{c.chunk.id, uint16(bad.lo)})
+	}
+	if len(wrong) == 0 {
 		s.markGood(c, lo, hi)
 	}
 }
