@@ -57,6 +57,7 @@ func (s *Store) foldTogether(vols []*Volume) (bool, error) {
 	var errs []error
 	for _, job := range jobs {
 		job.v.endFold(job.err)
+		s.letGo(job.v)
 		s.forget(job.v)
 		if job.err != nil && !errors.Is(job.err, errGone) {
 			errs = append(errs, fmt.Errorf("fold of volume %s: %w", job.v.id, job.err))
@@ -75,7 +76,7 @@ func (v *Volume) startFold() (*foldJob, bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	oldest := v.mu.layers[0]
-	if v.mu.unfoldable || oldest.hold > 0 {
+	if !v.foldable() {
 		return nil, false
 	}
 	if len(v.mu.layers) == 1 {
@@ -88,6 +89,12 @@ func (v *Volume) startFold() (*foldJob, bool) {
 	return &foldJob{v: v, layer: oldest, root: v.mu.root, from: v.mu.pos, to: oldest.end()}, true
 }
 
+// foldable tells whether the oldest layer may be folded. Called with v.mu held.
+func (v *Volume) foldable() bool {
+	return v.mu.layers[0].hold == 0 && (len(v.mu.layers) > 1 || !v.mu.unfoldable)
+}
+
+// endFold ends a fold of the volume, which had err.
 func (v *Volume) endFold(err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -235,16 +242,15 @@ func (v *Volume) publish(job *foldJob, root dedup.Slot) {
 	v.mu.noted = max(v.mu.noted, job.durable)
 	v.mu.layers = v.mu.layers[1:]
 	v.store.reserve.pay(job.layer.debt)
-	v.mu.log.Trim(job.to.Seq)
+	if !v.mu.unfoldable { // else nobody knows what a segment holds
+		v.mu.log.Trim(job.to.Seq)
+	}
 	v.mu.retry, v.mu.tries = time.Time{}, 0
 	v.mu.oldest = time.Time{}
 	for _, l := range v.mu.layers {
 		if l.data {
 			v.mu.oldest = v.store.o.Now()
 		}
-	}
-	if v.mu.deleted && !owesCut(v.mu.layers) {
-		v.discard()
 	}
 	v.recovered()
 }

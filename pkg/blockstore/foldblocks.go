@@ -204,12 +204,17 @@ func (f *folder) readPayload(src *payload, data []byte, off int64) (damaged []ui
 }
 
 // journalError makes the volume fail closed if its journal cannot be read: it must not
-// grow while it cannot be folded.
+// grow while it cannot be folded, and the others do not wait for its segments and its part
+// of the reserve.
 func (f *folder) journalError(err error) error {
 	if err != nil {
-		f.job.v.mu.Lock()
-		f.job.v.fail(err)
-		f.job.v.mu.Unlock()
+		v := f.job.v
+		v.mu.Lock()
+		v.payAll()
+		v.mu.log.Pin()
+		v.fail(err)
+		v.mu.Unlock()
+		f.s.pool.Wake()
 	}
 	return err
 }

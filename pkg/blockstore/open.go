@@ -35,7 +35,7 @@ func (s *Store) newVolume(id string, rec volumeRecord) *Volume {
 	v.mu.appended, v.mu.synced = rec.Position.Seq, rec.Position.Seq
 	v.mu.dataSeq, v.mu.marked = rec.Position.Seq, rec.Position.Seq
 	v.mu.noted, v.mu.passed = rec.Durable, rec.Position.Seq
-	v.mu.deleted = rec.Deleted
+	v.mu.deleted, v.mu.gone = rec.Deleted, rec.Deleted
 	v.mu.log = journal.NewLog(s.pool, v.raw, s.cat.Epoch(), s.cat.Durable)
 	return v
 }
@@ -232,17 +232,18 @@ func (s *Store) cutLost(id string) error {
 			return ignoreNotFound(err)
 		}
 		if v := s.loaded(cut.Volume); v != nil {
-			return v.journalLost()
+			return v.journalLost(id)
 		}
 	}
 	return fmt.Errorf("the journal of volume %s, from which it would get its data, is gone: %w", cut.Volume, ErrCorrupt)
 }
 
-// journalLost is cutLost for the cuts that stand in the volume's journal.
-func (v *Volume) journalLost() error {
+// journalLost is cutLost for a cut that stands in the volume's journal.
+func (v *Volume) journalLost(cut string) error {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	if v.mu.unfoldable {
+	whole := slices.ContainsFunc(v.mu.layers, func(l *layer) bool { return slices.Contains(l.cuts, cut) })
+	if v.mu.unfoldable && !whole {
 		return fmt.Errorf("the journal of volume %s, from which it would get its data, cannot be read back: %w: %w", v.id, ErrFailed, v.mu.failed)
 	}
 	return nil

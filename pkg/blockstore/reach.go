@@ -155,7 +155,7 @@ func (r *volumeRecord) reach(cuts []pendingCut) (seq uint64) {
 // missingJournals makes the volumes fail closed whose journals had reached beyond the
 // position and have no segment any more, unless that is known of them.
 func (s *Store) missingJournals(found map[string][]journal.Recovered) error {
-	for _, e := range s.scanFor(keyVolume, `"durable":`) {
+	for _, e := range scanFor(s.cat.View(), keyVolume, `"durable":`) {
 		var rec volumeRecord
 		if err := decode(e, &rec); err != nil {
 			return err

@@ -23,7 +23,7 @@ func (s *Store) recoverVolumes(owned []journal.Recovered, bad []journal.Bad) err
 		id := "v-" + hex.EncodeToString(o.Header.Owner[:])
 		byVolume[id] = append(byVolume[id], o)
 	}
-	cuts, err := s.pendingCuts()
+	cuts, err := pendingCuts(s.cat.View())
 	if err != nil {
 		return err
 	}
@@ -155,24 +155,34 @@ func (s *Store) loseJournal(id string, err error) {
 	v.lost(err)
 }
 
-// lost makes the volume fail closed for good: what its journal held cannot be read
-// back. Called while the store opens.
+// lost makes the volume fail closed for good: what its journal held cannot be read back.
+// Only frozen layers are whole: they end at cuts, and are folded for these. Called while
+// the store opens.
 func (v *Volume) lost(err error) {
 	v.store.log.Error("journal cannot be read back", "volume_id", v.id, "err", err)
 	v.mu.failed, v.mu.unfoldable = err, true
-	v.payAll() // nothing of it will be folded
+	last := len(v.mu.layers) - 1
+	v.store.reserve.pay(v.mu.layers[last].debt)
+	v.mu.layers[last] = layerFrom(v.mu.pos)
+	if last > 0 {
+		v.mu.layers[last] = layerFrom(v.mu.layers[last-1].end())
+	}
 	v.mu.log.Pin()
 }
 
 // removeDeleted drops the records of deleted volumes that owe nothing any more: a crash
 // can leave one between the fold of its last cut and the next commit.
 func (s *Store) removeDeleted() error {
-	for _, e := range s.scanFor(keyVolume, `"deleted":true`) {
+	for _, e := range scanFor(s.cat.View(), keyVolume, `"deleted":true`) {
 		var rec volumeRecord
 		if err := decode(e, &rec); err != nil {
 			return err
 		}
-		if !rec.Deleted || s.mu.volumes[strings.TrimPrefix(e.Key, keyVolume)] != nil {
+		if v := s.mu.volumes[strings.TrimPrefix(e.Key, keyVolume)]; v != nil {
+			s.letGo(v)
+			continue
+		}
+		if !rec.Deleted {
 			continue
 		}
 		if _, err := s.commit(del(e.Key, e.Revision)); err != nil {
@@ -184,8 +194,8 @@ func (s *Store) removeDeleted() error {
 
 // scanFor lists the records below a prefix whose JSON contains text, for a start to decode
 // only these: the census has decoded all of them.
-func (s *Store) scanFor(prefix, text string) []catalog.Entry {
-	return slices.DeleteFunc(s.scan(prefix), func(e catalog.Entry) bool { return !bytes.Contains(e.Value, []byte(text)) })
+func scanFor(view catalog.View, prefix, text string) []catalog.Entry {
+	return slices.DeleteFunc(view.Scan(prefix, "", 0), func(e catalog.Entry) bool { return !bytes.Contains(e.Value, []byte(text)) })
 }
 
 type pendingCut struct {
@@ -194,9 +204,9 @@ type pendingCut struct {
 }
 
 // pendingCuts lists the cuts without a root by volume, in journal order.
-func (s *Store) pendingCuts() (map[string][]pendingCut, error) {
+func pendingCuts(view catalog.View) (map[string][]pendingCut, error) {
 	out := make(map[string][]pendingCut)
-	for _, e := range s.scanFor(keyCut, `"pending":true`) {
+	for _, e := range scanFor(view, keyCut, `"pending":true`) {
 		var c cutRecord
 		if err := decode(e, &c); err != nil {
 			return nil, err
@@ -234,10 +244,9 @@ func (v *Volume) recover(segments []journal.Recovered, cuts []pendingCut, reach 
 		}
 		return v.replay(e)
 	})
-	if err != nil {
+	if freeze(end.Last); err != nil {
 		return err
 	}
-	freeze(end.Last)
 	v.mu.next = end.Last + 1
 	// What was read back was in the files' page cache at least; whether it is durable
 	// nobody knows, so the next sync covers it again.
@@ -250,21 +259,22 @@ func (v *Volume) recover(segments []journal.Recovered, cuts []pendingCut, reach 
 func (v *Volume) replay(e journal.Entry) error {
 	rec := e.Record
 	off, n := int64(rec.Offset), int64(rec.Length)
-	active := v.mu.layers[len(v.mu.layers)-1]
-	active.last, active.epoch, active.log = rec.Seq, rec.Epoch, rec.Log
-	active.bytes += rec.Size()
 	var src *payload
 	switch rec.Type {
-	case wal.TypeMark:
-		return nil
+	case wal.TypeMark, wal.TypeHole:
 	case wal.TypeWrite:
 		src = &payload{start: off, n: n, seg: e.Segment, off: e.Payload, crcs: e.CRCs}
-	case wal.TypeHole:
 	default:
 		return fmt.Errorf("%s: a record of type %v in a journal: %w", e.Segment.Name(), rec.Type, ErrCorrupt)
 	}
-	if off < 0 || n <= 0 || off%sectorBytes != 0 || n%sectorBytes != 0 || off > v.Size() || n > v.Size()-off {
+	if rec.Type != wal.TypeMark && (off < 0 || n <= 0 || off%sectorBytes != 0 || n%sectorBytes != 0 || off > v.Size() || n > v.Size()-off) {
 		return fmt.Errorf("%s: record %d covers %d bytes at %d of a volume of %d: %w", e.Segment.Name(), rec.Seq, n, off, v.Size(), ErrCorrupt)
+	}
+	active := v.mu.layers[len(v.mu.layers)-1]
+	active.last, active.epoch, active.log = rec.Seq, rec.Epoch, rec.Log
+	active.bytes += rec.Size()
+	if rec.Type == wal.TypeMark {
+		return nil
 	}
 	debt := foldDebt(rec.Type, off, n)
 	active.debt += debt

@@ -265,7 +265,7 @@ func (v *Volume) foldDue(now time.Time, pressure bool) (time.Time, bool) {
 	defer v.mu.RUnlock()
 	o := v.store.o
 	oldest := v.mu.layers[0]
-	if v.mu.unfoldable || oldest.hold > 0 {
+	if !v.foldable() {
 		return time.Time{}, false
 	}
 	due := now

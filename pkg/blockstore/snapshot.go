@@ -227,12 +227,14 @@ func (s *Store) DeleteSnapshot(id string) error {
 	if err := checkID('s', id); err != nil {
 		return err
 	}
+	var source string // its volume
 	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
 		var rec snapshotRecord
 		e, err := get(view, keySnapshot+id, &rec)
 		if err != nil {
 			return nil, err
 		}
+		source = cutVolume(view, rec.Cut)
 		ops := []catalog.Op{del(keySnapshot+id, e.Revision), del(keySnapshotName+rec.Name, catalog.ExpectAny)}
 		var cut cutRecord
 		ce, err := get(view, keyCut+rec.Cut, &cut)
@@ -248,6 +250,7 @@ func (s *Store) DeleteSnapshot(id string) error {
 		return fmt.Errorf("delete snapshot: %w", err)
 	}
 	s.addGarbage(s.coll.share(s.census.figures().snapshots + 1))
+	s.letGo(s.loaded(source))
 	s.sched.announceFold() // who waits for it is told
 	return nil
 }

@@ -56,12 +56,13 @@ type Volume struct {
 		memory     int64         // bytes of payloads in memory
 		prep       chan struct{} // closed when the segment being prepared is in place
 		failed     error         // the volume failed closed
-		unfoldable bool          // its journal cannot be read back
-		deleted    bool
-		written    time.Time // last write
-		oldest     time.Time // first write since the last fold
-		retry      time.Time // no fold before
-		tries      int       // folds that failed since the last that did not because its base was unread
+		unfoldable bool          // the journal behind the frozen layers cannot be read back
+		deleted    bool          // about to be, or is
+		gone       bool          // its deletion is durable
+		written    time.Time     // last write
+		oldest     time.Time     // first write since the last fold
+		retry      time.Time     // no fold before
+		tries      int           // folds that failed since the last that did not because its base was unread
 		folding    bool
 		starved    time.Time // since when records wait for disk space; zero: none does
 		giveUp     bool      // somebody has said that the present wait is over

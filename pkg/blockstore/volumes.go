@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/k8ns/granary/pkg/catalog"
@@ -252,24 +253,28 @@ func (s *Store) DeleteVolume(id string) error {
 		return err
 	}
 	var rec volumeRecord
+	var source string // the volume of the cut that it starts at
 	_, err = s.update(func(view catalog.View) (ops []catalog.Op, err error) {
 		ops, rec, err = deleteOps(view, id, owes)
+		source = cutVolume(view, rec.Cut)
 		return ops, err
 	})
-	s.endDelete(id, v, owes, err)
+	s.endDelete(id, v, err)
 	if err != nil {
 		return fmt.Errorf("delete volume: %w", err)
 	}
 	if !s.census.named(rec.Root.slot()) {
 		s.addGarbage(rec.Mapped * BlockSize)
 	}
+	s.letGo(s.loaded(source))
 	s.sched.kickFold()
 	s.sched.announceFold() // who waits for a fold of it is told
 	return nil
 }
 
 // startDelete makes sure that nobody opens the volume meanwhile. owes tells that a cut
-// still waits for its root from the volume's journal.
+// may still get its root from the volume's journal: one that a layer ends at, or one of a
+// journal that could not be read back, which may be possible another time.
 func (s *Store) startDelete(id string) (v *Volume, owes bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -280,34 +285,99 @@ func (s *Store) startDelete(id string) (v *Volume, owes bool, err error) {
 	if v != nil {
 		v.mu.Lock()
 		defer v.mu.Unlock()
+		if v.mu.gone {
+			return nil, false, fmt.Errorf("volume %s: %w", id, ErrNotFound)
+		}
 		if v.inUse() {
 			return nil, false, fmt.Errorf("volume %s is attached: detach it first: %w", id, ErrInUse)
 		}
-		owes = owesCut(v.mu.layers) && !v.mu.unfoldable
+		owes = owesCut(v.mu.layers) || v.mu.unfoldable
 		v.mu.deleted = true
 	}
 	s.mu.deleting[id] = true
 	return v, owes, nil
 }
 
-// endDelete forgets the volume's memory and journal, or all about the deletion if it
-// could not be committed. A fold that is running discards them itself.
-func (s *Store) endDelete(id string, v *Volume, owes bool, err error) {
+// endDelete ends a deletion: it forgets the volume's memory and journal, as far as nothing
+// needs them, or all about the deletion if it could not be committed.
+func (s *Store) endDelete(id string, v *Volume, err error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	delete(s.mu.deleting, id)
+	if v != nil {
+		v.mu.Lock()
+		v.mu.deleted, v.mu.gone = err == nil, err == nil
+		v.mu.Unlock()
+	}
+	s.mu.Unlock()
+	s.letGo(v)
+}
+
+// letGo forgets a deleted volume once no cut waits for its journal: memory, journal and,
+// where it was kept for a cut, the record. nil is a volume that has no memory. A volume that is being folded is let go of after
+// that, whatever becomes of the fold. What cannot be committed is tried again by the next
+// fold, deletion or start.
+func (s *Store) letGo(v *Volume) {
 	if v == nil {
 		return
 	}
+	v.mu.RLock()
+	gone := v.mu.gone && !v.mu.folding && !slices.ContainsFunc(v.mu.layers, func(l *layer) bool { return l.hold > 0 })
+	v.mu.RUnlock()
+	if !gone {
+		return
+	}
+	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
+		if err := owesNothing(view, v); err != nil {
+			return nil, err
+		}
+		var rec volumeRecord
+		e, err := get(view, keyVolume+v.id, &rec)
+		if errors.Is(err, ErrNotFound) {
+			return nil, nil
+		}
+		return []catalog.Op{del(keyVolume+v.id, e.Revision)}, err
+	})
+	if err != nil {
+		if !errors.Is(err, errOwes) {
+			s.log.Warn("deleted volume cannot be forgotten", "volume_id", v.id, "err", err)
+		}
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	switch {
-	case err != nil:
-		v.mu.deleted = false
-	case !owes && !v.mu.folding:
-		v.discard()
-		delete(s.mu.volumes, id)
+	v.discard()
+	if s.mu.volumes[v.id] == v {
+		delete(s.mu.volumes, v.id)
 	}
+}
+
+// errOwes says that a cut still waits for its root from a deleted volume's journal.
+var errOwes = errors.New("a cut waits for it")
+
+// owesNothing is errOwes if a cut waits for its root from the volume's journal.
+func owesNothing(view catalog.View, v *Volume) error {
+	v.mu.RLock()
+	unfoldable := v.mu.unfoldable
+	var ids []string
+	for _, l := range v.mu.layers {
+		ids = append(ids, l.cuts...)
+	}
+	v.mu.RUnlock()
+	if unfoldable { // the layers do not tell of all
+		cuts, err := pendingCuts(view)
+		if err == nil && len(cuts[v.id]) > 0 {
+			err = errOwes
+		}
+		return err
+	}
+	for _, id := range ids {
+		if _, ok := view.Get(keyCut + id); ok {
+			return errOwes
+		}
+	}
+	return nil
 }
 
 // deleteOps removes the record and the name; a volume whose journal owes a cut its root
@@ -340,6 +410,13 @@ func deleteOps(view catalog.View, id string, owes bool) (ops []catalog.Op, rec v
 		return append(ops, put(keyVolume+id, rec, e.Revision)), rec, nil
 	}
 	return append(ops, del(keyVolume+id, e.Revision)), rec, nil
+}
+
+// cutVolume is the ID of the volume that a cut is of; empty if there is no such cut.
+func cutVolume(view catalog.View, id string) string {
+	var cut cutRecord
+	get(view, keyCut+id, &cut) // what cannot be read tells nothing
+	return cut.Volume
 }
 
 // ResizeVolume grows a volume, open or not; the new part is a hole. ErrRange for less

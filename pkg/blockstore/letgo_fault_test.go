@@ -1,0 +1,257 @@
+package blockstore
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/k8ns/granary/pkg/vfs"
+	"github.com/k8ns/granary/pkg/wal"
+)
+
+// wantNoJournal fails if the store has segments in use, debt, or a record or memory of the
+// volume.
+func wantNoJournal(t *testing.T, s *Store, id, when string) {
+	t.Helper()
+	if st := s.pool.Stats(); st.InUse != 0 {
+		t.Errorf("%s: %d segments are in use", when, st.InUse)
+	}
+	if debt := s.reserve.debt.Load(); debt != 0 {
+		t.Errorf("%s: folding owes %d bytes", when, debt)
+	}
+	if _, ok := s.cat.Get(keyVolume + id); ok || s.loaded(id) != nil {
+		t.Errorf("%s: the volume is not forgotten", when)
+	}
+}
+
+// A volume that is deleted while it is folded is let go of, whatever becomes of the fold.
+func TestDeletedWhileItsFoldFails(t *testing.T) {
+	for _, ends := range []error{nil, errors.New("the fold fails")} {
+		fsys := vfs.NewFaulty(vfs.NewMem())
+		s := openStore(t, fsys, tightOptions())
+		v := newVolume(t, s, "v", 1<<20)
+		writeBlocks(t, v, make([]byte, v.Size()), 0, 20, "write")
+		ok(t, v.Close())
+		deleted := false
+		fsys.SetHook(func(op vfs.Op) error {
+			if deleted || op.Kind != vfs.OpDatasync || !strings.Contains(op.Name, "/"+dirChunks+"/") {
+				return nil
+			}
+			deleted = true
+			ok(t, s.DeleteVolume(v.ID()))
+			return ends
+		})
+		if did, err := s.foldOnce(v); ends != nil && (did || !errors.Is(err, ends)) || !deleted {
+			t.Fatal(did, err)
+		}
+		fsys.SetHook(nil)
+		wantNoJournal(t, s, v.ID(), "after the fold")
+		ok(t, s.Close())
+	}
+}
+
+// A deletion that cannot be committed takes nothing, though a fold ends while it is tried.
+func TestDeletionFailsWhileFolded(t *testing.T) {
+	fsys := vfs.NewFaulty(vfs.NewMem())
+	s := openStore(t, fsys, tightOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	image := make([]byte, v.Size())
+	writeBlocks(t, v, image, 0, 3, "write")
+	_, _, err := s.startDelete(v.ID())
+	if !errors.Is(err, ErrInUse) {
+		t.Fatal(err)
+	}
+	v.mu.Lock()
+	v.freeze()
+	v.mu.Unlock()
+	writeBlocks(t, v, image, 10*BlockSize, 3, "write")
+	ok(t, v.Close())
+	_, _, err = s.startDelete(v.ID())
+	ok(t, err)
+	must(s.foldOnce(v))(t)
+	s.endDelete(v.ID(), v, errors.New("not committed"))
+	wantImage(t, readAll(t, attach(t, s, v.ID())), image, "volume")
+	ok(t, s.Close())
+}
+
+// The journal of a deleted volume that a start could not read, for a moment or because it
+// is damaged, is kept as long as a snapshot waits for it, and no longer.
+func TestDeletedWithUnreadJournal(t *testing.T) {
+	for name, end := range map[string]func(t *testing.T, mem *vfs.Mem, s *Store, id, snap string, image []byte){
+		"read by the next start": func(t *testing.T, mem *vfs.Mem, s *Store, id, snap string, image []byte) {
+			ok(t, s.Close())
+			s = openStore(t, mem, tightOptions())
+			foldAll(t, s)
+			info := must(s.WaitSnapshot(context.Background(), snap))(t)
+			clone := must(s.CreateVolume(VolumeSpec{Name: "clone", FromSnapshot: info.ID}))(t)
+			v := attach(t, s, clone.ID)
+			wantImage(t, readAll(t, v), image, "snapshot")
+			ok(t, v.Close())
+			foldAll(t, s)
+			wantNoJournal(t, s, id, "after a start and a fold")
+			wantClean(t, s)
+			ok(t, s.Close())
+		},
+		"snapshot deleted": func(t *testing.T, _ *vfs.Mem, s *Store, id, snap string, _ []byte) {
+			ok(t, s.DeleteSnapshot(snap))
+			wantNoJournal(t, s, id, "after the snapshot is deleted")
+			wantClean(t, s)
+			ok(t, s.Close())
+		},
+		"snapshot deleted, and the power lost": func(t *testing.T, mem *vfs.Mem, s *Store, id, snap string, _ []byte) {
+			v := s.loaded(id)
+			v.mu.gone = false // so that nothing is let go of but by the start
+			ok(t, s.DeleteSnapshot(snap))
+			s.abandon()
+			mem.Kill()
+			fsys := vfs.NewFaulty(mem)
+			fsys.SetHook(readsOfJournals(id, mem, t))
+			s = openStore(t, fsys, tightOptions())
+			fsys.SetHook(nil)
+			wantNoJournal(t, s, id, "after a start")
+			ok(t, s.Close())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			mem := vfs.NewMem()
+			fsys := vfs.NewFaulty(mem)
+			s := openStore(t, fsys, tightOptions())
+			info, snap, image := unfolded(t, s, "v")
+			s.abandon()
+			mem.Kill()
+			fsys.SetHook(readsOfJournals(info.ID, mem, t))
+			s = openStore(t, fsys, tightOptions())
+			fsys.SetHook(nil)
+			if _, err := s.OpenVolume(context.Background(), info.ID); !errors.Is(err, ErrFailed) {
+				t.Fatalf("the journal was read: %v", err)
+			}
+			ok(t, s.DeleteVolume(info.ID))
+			if err := s.DeleteVolume(info.ID); !errors.Is(err, ErrNotFound) {
+				t.Errorf("deleted again: %v", err)
+			}
+			if s.loaded(info.ID) == nil || s.pool.Stats().InUse == 0 {
+				t.Error("the journal of a snapshot is gone")
+			}
+			end(t, mem, s, info.ID, snap.ID, image)
+		})
+	}
+}
+
+// readsOfJournals fails every read behind the header of a volume's segments.
+func readsOfJournals(id string, mem *vfs.Mem, t *testing.T) func(vfs.Op) error {
+	segs := strings.Join(segmentsOf(t, mem, id), " ")
+	return func(op vfs.Op) error {
+		if op.Kind == vfs.OpRead && op.Off >= wal.PageSize && strings.Contains(segs, op.Name) {
+			return syscall.EIO
+		}
+		return nil
+	}
+}
+
+// Damage in a journal costs no snapshot that stands before it: what was read back up to
+// there is folded. The journal is kept as it is.
+func TestCutBeforeDamageInTheJournal(t *testing.T) {
+	mem := vfs.NewMem()
+	s := openStore(t, mem, tightOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	image := make([]byte, v.Size())
+	writeBlocks(t, v, image, 0, 3, "write")
+	first := must(s.CreateSnapshot(context.Background(), v.ID(), "first", nil))(t)
+	kept := append([]byte(nil), image...)
+	writeBlocks(t, v, image, 10*BlockSize, 3, "write")
+	ok(t, v.Flush())
+	second := must(s.CreateSnapshot(context.Background(), v.ID(), "second", nil))(t)
+	ok(t, v.Close())
+	segs := segmentsOf(t, mem, v.ID())
+	s.abandon()
+	mem.Kill()
+	// The first record behind the first snapshot: pages are the header, then two for a record.
+	flip(mem, segs[0], 7*wal.PageSize+100)
+	for i := range 3 {
+		s = openStore(t, mem, tightOptions())
+		if _, err := s.OpenVolume(context.Background(), v.ID()); !errors.Is(err, ErrFailed) {
+			t.Fatalf("open of the damaged volume: %v", err)
+		}
+		if _, err := s.WaitSnapshot(context.Background(), second.ID); !errors.Is(err, ErrFailed) {
+			t.Errorf("snapshot behind the damage: %v", err)
+		}
+		if i == 0 {
+			if _, err := s.WaitSnapshot(canceled(), first.ID); !errors.Is(err, context.Canceled) {
+				t.Errorf("snapshot before the damage: %v", err)
+			}
+		}
+		foldAll(t, s)
+		must(s.WaitSnapshot(canceled(), first.ID))(t)
+		if st := s.pool.Stats(); st.InUse != len(segs) {
+			t.Errorf("%d segments in use, want %d", st.InUse, len(segs))
+		}
+		if debt := s.reserve.debt.Load(); debt != 0 {
+			t.Errorf("folding owes %d bytes", debt)
+		}
+		ok(t, s.Close())
+	}
+	s = openStore(t, mem, tightOptions())
+	clone := must(s.CreateVolume(VolumeSpec{Name: "clone", FromSnapshot: first.ID}))(t)
+	c := attach(t, s, clone.ID)
+	wantImage(t, readAll(t, c), kept, "snapshot")
+	ok(t, c.Close())
+	ok(t, s.DeleteVolume(v.ID()))
+	ok(t, s.DeleteSnapshot(second.ID))
+	wantNoJournal(t, s, v.ID(), "after all is deleted")
+	ok(t, s.Close())
+}
+
+// A volume whose journal the disk does not read any more fails closed and holds nobody up:
+// neither its segments nor its part of the reserve are counted.
+func TestUnreadJournalHoldsNobodyUp(t *testing.T) {
+	fsys := vfs.NewFaulty(vfs.NewMem())
+	s := openStore(t, fsys, tightOptions())
+	v, other := newVolume(t, s, "v", 4<<20), newVolume(t, s, "other", 1<<20)
+	fillPool(t, v, make([]byte, v.Size()), 0)
+	ok(t, v.Flush())
+	if s.pool.Room() {
+		t.Fatal("the pool has room")
+	}
+	v.dropMemory(1 << 62)
+	segs := strings.Join(segmentsOf(t, fsys, v.ID()), " ")
+	fsys.SetHook(func(op vfs.Op) error {
+		if op.Kind == vfs.OpRead && strings.Contains(segs, op.Name) {
+			return syscall.EIO
+		}
+		return nil
+	})
+	written := make(chan error, 1)
+	go func() {
+		_, err := other.WriteAt(noise(1, BlockSize), 0)
+		written <- err
+	}()
+	select {
+	case err := <-written:
+		t.Fatalf("write into a full journal: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	if did, err := s.foldOnce(v); did || !errors.Is(err, syscall.EIO) {
+		t.Fatal(did, err)
+	}
+	within(t, 10*time.Second, "write of another volume", func() { ok(t, <-written) })
+	if debt, want := s.reserve.debt.Load(), foldDebt(wal.TypeWrite, 0, BlockSize); debt != want {
+		t.Errorf("folding owes %d bytes, want %d", debt, want)
+	}
+	fsys.SetHook(nil)
+	if err := v.Close(); !errors.Is(err, ErrFailed) {
+		t.Errorf("close: %v", err)
+	}
+	foldAll(t, s)
+	if debt := s.reserve.debt.Load(); debt != 0 {
+		t.Errorf("folding owes %d bytes when all is folded", debt)
+	}
+	ok(t, other.Close())
+	foldAll(t, s)
+	if st := s.pool.Stats(); st.InUse != 0 {
+		t.Errorf("%d segments are in use when all is folded", st.InUse)
+	}
+	ok(t, s.Close())
+}
