@@ -365,7 +365,7 @@ func (p *Pool) put(s *Segment) {
 		s.pinned = false
 		p.mu.pinned -= s.pages * wal.PageSize
 	}
-	if s.bad.Load() {
+	if s.bad.Load() && !p.o.ReadOnly {
 		delete(p.mu.all, s.num)
 		p.mu.bytes -= s.pages * wal.PageSize
 		s.file.Close()

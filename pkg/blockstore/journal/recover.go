@@ -150,8 +150,9 @@ func (r *recovery) readLog(segments []Recovered, limit uint64, stated bool) erro
 					return err
 				}
 			}
-		case i+1 < len(segments) && segments[i+1].Header.FirstSeq <= r.next:
-			// All of it is folded.
+		case i+1 < len(segments) && segments[i+1].Header.FirstSeq <= r.next && segments[i+1].Header.Number != s.Header.Number:
+			// All of it is folded. Of two with one number, which are one segment at two times,
+			// either may be the one that goes on.
 		case r.next > limit:
 		default:
 			n, err := r.readSegment(s, limit)

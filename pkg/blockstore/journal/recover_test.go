@@ -97,6 +97,21 @@ func TestRecover_WhichRecords(t *testing.T) {
 			epoch: 1, log: 1, from: 3, want: []string{"1.4"}, kept: 1,
 		},
 		{
+			name:  "an older copy of a segment before it",
+			files: []fileOf{{epoch: 1, log: 1, seqs: []uint64{1}}, {epoch: 1, log: 1, seqs: []uint64{1, 2, 3}}},
+			reach: 3, want: []string{"1.1", "1.2", "1.3"}, kept: 2,
+		},
+		{
+			name:  "an older copy of a segment behind it",
+			files: []fileOf{{epoch: 1, log: 1, seqs: []uint64{1, 2, 3}}, {epoch: 1, log: 1, seqs: []uint64{1}}, {epoch: 1, log: 1, number: 1, seqs: []uint64{4}}},
+			reach: 4, want: []string{"1.1", "1.2", "1.3", "1.4"}, kept: 2,
+		},
+		{
+			name:  "an older copy of a segment that is folded in part",
+			files: []fileOf{{epoch: 1, log: 1, seqs: []uint64{1, 2}}, {epoch: 1, log: 1, seqs: []uint64{1, 2, 3}}},
+			epoch: 1, log: 1, from: 2, reach: 3, want: []string{"1.3"}, kept: 1,
+		},
+		{
 			name:  "behind a gap nothing is the volume's",
 			files: []fileOf{{epoch: 1, log: 1, seqs: []uint64{1}}, {epoch: 1, log: 1, number: 2, seqs: []uint64{4, 5}}},
 			want:  []string{"1.1"}, kept: 1,
