@@ -66,6 +66,7 @@ func (s *Store) foldTogether(vols []*Volume) (bool, error) {
 	if err := s.reserve.trim(); err != nil {
 		s.log.Warn("reserve", "err", err)
 	}
+	s.sched.failing.Store(len(errs) == len(jobs))
 	s.pool.Wake() // there may be room for a writer's record, if not a segment
 	s.sched.announceFold()
 	return len(errs) < len(jobs), errors.Join(errs...)

@@ -407,6 +407,7 @@ func TestFullSteps(t *testing.T) {
 			if got := s.reserve.bytes(); got < int64(s.reserve.base)*s.reserve.fileBytes {
 				t.Errorf("reserve of %d bytes is not refilled", got)
 			}
+			s.probeSpace() // as is done each second
 			must(s.CreateVolume(VolumeSpec{Name: "again", SizeBytes: 1 << 20}))(t)
 			wantClean(t, s)
 			ok(t, s.Close())

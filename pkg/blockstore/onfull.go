@@ -90,11 +90,10 @@ const holeWait = 5 * time.Second
 // awaitRoom waits until room is closed, or as long as a full disk may take. since is when
 // the caller first found the disk full, zero if it has not; it returns that time, and
 // ErrNoSpace when the wait is over, for a hole at the latest when over is. A wait for a fold
-// alone has no limit.
+// alone has no limit, but for a hole when no fold succeeds.
 func (v *Volume) awaitRoom(room <-chan struct{}, since time.Time, over <-chan time.Time) (time.Time, error) {
 	if !v.store.isFull() {
-		<-room
-		return since, nil
+		return since, v.awaitFold(room, over)
 	}
 	now := v.store.o.Now()
 	if since.IsZero() {
@@ -130,6 +129,22 @@ func (v *Volume) awaitRoom(room <-chan struct{}, since time.Time, over <-chan ti
 	return since, nil
 }
 
+// awaitFold waits until room is closed by a fold. A hole, for which over is not nil, waits no
+// longer than that, or another holeWait, when folds fail.
+func (v *Volume) awaitFold(room <-chan struct{}, over <-chan time.Time) error {
+	for {
+		select {
+		case <-room:
+			return nil
+		case <-over:
+			if v.store.sched.failing.Load() {
+				return fmt.Errorf("volume %s: no fold makes room for a hole: all fail: %w", v.id, ErrNoSpace)
+			}
+			over = time.After(holeWait)
+		}
+	}
+}
+
 // starve notes that a record waits for space, and tells since when one does and whether
 // the wait is to end.
 func (v *Volume) starve(now time.Time) (since time.Time, giveUp bool) {
@@ -140,6 +155,7 @@ func (v *Volume) starve(now time.Time) (since time.Time, giveUp bool) {
 	}
 	if v.mu.starved.IsZero() {
 		v.mu.starved = now
+		v.store.sched.kickFold() // all there is to fold is due
 		v.store.log.Warn("volume waits for disk space", "volume_id", v.id, "on_full", v.onFull.Load())
 		v.store.o.Events(Event{Kind: VolumeWaiting, Volume: v.id})
 	}

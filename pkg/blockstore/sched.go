@@ -15,6 +15,7 @@ const markDelay = 100 * time.Millisecond
 // Without Run nothing is scheduled and tests call the steps themselves.
 type scheduler struct {
 	running atomic.Bool
+	failing atomic.Bool   // the last fold of any volume came to nothing
 	fold    chan struct{} // wakes a fold worker
 	collect chan struct{} // wakes the collector
 	damage  chan struct{} // wakes the writer of damage records
@@ -199,7 +200,7 @@ const (
 // claimFold picks the volume whose fold is due longest, so that no other worker takes
 // it, and with a small one others; or it tells how long nothing will be due.
 func (s *Store) claimFold(now time.Time) ([]*Volume, time.Duration) {
-	pressure := !s.pool.Room()
+	pressure := !s.pool.Room() || s.isFull() && s.waiting() > 0 // both end with what a fold lets go of
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var best *Volume

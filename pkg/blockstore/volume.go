@@ -80,6 +80,7 @@ type append1 struct {
 	done  bool
 	err   error
 	spare bool          // a hole taken on a full disk
+	lost  error         // why it was given up before it was known to be appended; guarded by the volume's mutex
 	wait  chan struct{} // made by who waits; closed when it and all before it are appended
 }
 
@@ -269,9 +270,6 @@ func (v *Volume) extend(spare bool) error {
 		v.store.setFull(true, err)
 	}
 	if err == nil {
-		if !spare {
-			v.store.setFull(false, nil)
-		}
 		err = v.install(seg)
 	}
 	v.mu.Lock()
@@ -390,7 +388,7 @@ func (v *Volume) append(op *append1) {
 // acknowledge waits until every record up to op's is appended.
 func (v *Volume) acknowledge(op *append1) error {
 	v.mu.Lock()
-	if v.mu.failed == nil && v.mu.appended < op.seq {
+	if op.lost == nil && v.mu.appended < op.seq {
 		if op.wait == nil {
 			op.wait = make(chan struct{})
 		}
@@ -400,10 +398,10 @@ func (v *Volume) acknowledge(op *append1) error {
 		v.mu.Lock()
 	}
 	defer v.mu.Unlock()
-	if v.mu.appended >= op.seq {
-		return nil
+	if op.lost != nil {
+		return fmt.Errorf("volume %s: %w: %w", v.id, ErrFailed, op.lost)
 	}
-	return fmt.Errorf("volume %s: %w: %w", v.id, ErrFailed, v.mu.failed)
+	return nil
 }
 
 // fail makes the volume refuse everything from now on (I8). Called with v.mu held.
@@ -419,6 +417,7 @@ func (v *Volume) fail(err error) {
 	v.store.log.Error("volume failed closed", "volume_id", v.id, "err", err)
 	v.store.o.Events(Event{Kind: VolumeFailed, Volume: v.id, Err: err})
 	for _, op := range v.mu.ops {
+		op.lost = err
 		if op.wait != nil {
 			close(op.wait)
 		}
