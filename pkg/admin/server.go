@@ -148,7 +148,7 @@ func call[Req, Resp any](mux *http.ServeMux, log *slog.Logger, op string, f func
 func stream[Req, Resp any](mux *http.ServeMux, log *slog.Logger, op string, f func(context.Context, Req, emitter) (Resp, error)) {
 	mux.HandleFunc("POST /v1/"+op, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/x-ndjson")
-		lines := &lineWriter{enc: json.NewEncoder(w), flush: http.NewResponseController(w).Flush}
+		lines := &lineWriter{enc: json.NewEncoder(w), control: http.NewResponseController(w)}
 		var req Req
 		err := readRequest(r.Body, &req)
 		var resp Resp
@@ -185,10 +185,14 @@ type emitter interface {
 }
 
 type lineWriter struct {
-	mu    sync.Mutex // held for one line
-	enc   *json.Encoder
-	flush func() error
+	mu      sync.Mutex // held for one line
+	enc     *json.Encoder
+	control *http.ResponseController
 }
+
+// patience is how long a caller may not read before it counts as gone: the operation waits
+// with it, and others may wait for that.
+var patience = 30 * time.Second
 
 func (l *lineWriter) progress(done, total int64) {
 	l.write(event[nothing]{Progress: &progress{done, total}})
@@ -199,7 +203,8 @@ func (l *lineWriter) item(v any) { l.write(event[nothing]{Item: v}) }
 func (l *lineWriter) write(line any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	_ = l.control.SetWriteDeadline(time.Now().Add(patience))
 	if l.enc.Encode(line) == nil {
-		_ = l.flush()
+		_ = l.control.Flush()
 	}
 }

@@ -78,13 +78,21 @@ const maxPerImage = 100
 // image's map down to its slots, journals. Findings go to report; the error is for a
 // check that could not be finished. Damaged slots it finds become known: writing their
 // content again heals them; known ones that it reads whole are forgotten. Safe beside
-// everything else.
+// everything else. On a full disk it gives way to a collection that may free something:
+// ErrNoSpace then.
 func (s *Store) Check(ctx context.Context, o CheckOptions, report func(Problem)) error {
-	s.coll.run.Lock() // what is checked must not be collected meanwhile
-	defer s.coll.run.Unlock()
+	patient := &yielding{Context: ctx}
+	if err := s.coll.turn.take(ctx, patient); err != nil { // what is checked must not be collected meanwhile
+		return fmt.Errorf("check: %w", err)
+	}
+	defer s.leaveTurn()
 	s.chunks.Reread()
 	c := &checker{s: s, o: o, report: report}
-	err := errors.Join(c.run(ctx), s.damageStep())
+	err := c.run(patient)
+	if errors.Is(err, errGiveWay) {
+		err = fmt.Errorf("check: not finished: the disk below %s is full, and what may free something goes first: %w", s.dir, ErrNoSpace)
+	}
+	err = errors.Join(err, s.damageStep())
 	if err := s.tidyDamage(); err != nil {
 		s.log.Warn("records of healed damage cannot be deleted", "err", err)
 	}
@@ -113,6 +121,7 @@ func stoppedStore(fsys vfs.FS, dir string, lock io.Closer, o Options) *Store {
 	s.log = s.o.Logger
 	s.mu.volumes = make(map[string]*Volume)
 	s.sched.init()
+	s.coll.turn = newTurn()
 	return s
 }
 
@@ -489,26 +498,21 @@ func (c *checker) maps(ctx context.Context, images []image) error {
 	seen := make(map[dedup.Slot]bool)
 	wrong := false
 	for _, img := range images {
-		if err := ctx.Err(); err != nil {
+		if err := c.walk(ctx, img, seen, func(Problem) bool { wrong = true; return true }); err != nil {
 			return err
 		}
-		c.walk(img, func(s dedup.Slot) bool {
-			if seen[s] {
-				return true
-			}
-			seen[s] = true
-			return false
-		}, func(Problem) bool { wrong = true; return true })
 	}
 	if !wrong {
 		return nil
 	}
 	for _, img := range images {
 		runs := problemRuns{report: c.report}
-		c.walk(img, nil, func(p Problem) bool {
+		err := c.walk(ctx, img, make(map[dedup.Slot]bool), func(p Problem) bool {
 			return runs.add(img.of(p))
 		})
-		runs.end()
+		if runs.end(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -546,16 +550,25 @@ func (r *problemRuns) end() {
 
 var errEnough = errors.New("enough problems reported")
 
-// walk verifies one image; found returns false to end it. Nothing else does: what cannot be
-// read is a problem too.
-func (c *checker) walk(img image, skip func(dedup.Slot) bool, found func(Problem) bool) {
+// walk verifies one image but for the nodes seen before, and enters those that it reads;
+// found returns false to end it. Nothing else does but the end of ctx, which is returned:
+// what cannot be read is a problem too.
+func (c *checker) walk(ctx context.Context, img image, seen map[dedup.Slot]bool, found func(Problem) bool) error {
 	tell := func(p Problem) error {
 		if !found(p) {
 			return errEnough
 		}
 		return nil
 	}
+	ended := ctx.Err()
+	if ended != nil {
+		return ended
+	}
 	c.s.tree.Walk(img.root, func(node dedup.Slot, level int, extents []blockmap.Extent) (bool, error) {
+		seen[node] = true
+		if ended = ctx.Err(); ended != nil {
+			return false, ended
+		}
 		for _, e := range extents {
 			if e.IsHole() {
 				continue
@@ -570,7 +583,7 @@ func (c *checker) walk(img image, skip func(dedup.Slot) bool, found func(Problem
 			}
 		}
 		return true, nil
-	}, blockmap.WalkOptions{Skip: skip, OnError: func(node dedup.Slot, first, end uint64, err error) error {
+	}, blockmap.WalkOptions{Skip: func(node dedup.Slot) bool { return seen[node] }, OnError: func(node dedup.Slot, first, end uint64, err error) error {
 		p := Problem{Kind: "map", Start: int64(first) * BlockSize, Length: nodeBytes(first, end, img.size), Detail: fmt.Sprintf("node %s of blocks from %d on cannot be read: %v", node, first, err)}
 		var de *dedup.DamageError
 		if errors.As(err, &de) {
@@ -578,6 +591,7 @@ func (c *checker) walk(img image, skip func(dedup.Slot) bool, found func(Problem
 		}
 		return tell(p)
 	}})
+	return ended
 }
 
 // nodeBytes is how many bytes of an image of a size the blocks [first, end) are.

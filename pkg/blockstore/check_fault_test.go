@@ -117,6 +117,30 @@ func TestCheckEndsWithItsContext(t *testing.T) {
 	ok(t, s.Close())
 }
 
+// A check of a stopped store removes no segment, though the next start would: one that lost
+// its end, of which nothing is needed.
+func TestStoppedCheckLeavesShortSegments(t *testing.T) {
+	mem := vfs.NewMem()
+	s := openStore(t, mem, tightOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	writeBlocks(t, v, make([]byte, v.Size()), 0, 3, "write")
+	segs := segmentsOf(t, mem, v.ID())
+	foldAll(t, s)
+	ok(t, v.Close())
+	ok(t, s.DeleteVolume(v.ID()))
+	ok(t, s.Close())
+	rewriteFile(mem, segs[0], func(p []byte) []byte { return p[:4096] })
+	digest := mem.Digest()
+	must(checkStopped(context.Background(), mem))(t)
+	if mem.Digest() != digest {
+		t.Error("the check has changed something")
+	}
+	ok(t, openStore(t, mem, tightOptions()).Close())
+	if _, err := mem.Stat(segs[0]); err == nil {
+		t.Error("a start keeps what is of no use")
+	}
+}
+
 // A check of a whole store meets an error at each of its file operations. It ends with an
 // error or says what it could not read, never that all is well; what is damaged, of which
 // it knows, is told all the same. Nothing is changed, and the next check is as if there had

@@ -1,6 +1,7 @@
 package blockstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +22,7 @@ const (
 
 // collector is what is known between collections.
 type collector struct {
-	run sync.Mutex // one collection at a time
+	turn *turn // one collection at a time
 
 	mu struct {
 		sync.Mutex
@@ -135,13 +136,14 @@ type collection struct {
 	gate    uint64
 	phase   phase
 	garbage int64
-	nodes   int64 // marked
-	taken   int64 // of the estimate; from the marking on, what it found of that
+	nodes   int64        // marked
+	taken   int64        // of the estimate; from the marking on, what it found of that
+	breathe func() error // called now and then while a marking lasts: its error ends it
 }
 
 // newCollection takes the view that the first marking works on.
 func (s *Store) newCollection(minLive float64) (*collection, error) {
-	c := &collection{s: s, minLive: minLive, live: make(dedup.LiveSet)}
+	c := &collection{s: s, minLive: minLive, live: make(dedup.LiveSet), breathe: noBreath}
 	c.taken = s.coll.takePending()
 	c.horizon = s.chunks.Horizon()
 	var err error
@@ -244,7 +246,11 @@ func (s *Store) collectStep(c *collection) (more, wait bool, err error) {
 func (c *collection) mark(root dedup.Slot) error {
 	return c.s.tree.Walk(root, func(node dedup.Slot, level int, extents []blockmap.Extent) (bool, error) {
 		c.live.Add(node)
-		c.nodes++
+		if c.nodes++; c.nodes%breathEvery == 0 {
+			if err := c.breathe(); err != nil {
+				return false, err
+			}
+		}
 		for _, e := range extents {
 			if !e.IsHole() {
 				c.live.AddRange(e.Chunk, e.Slot, int(e.Count))
@@ -260,25 +266,40 @@ func (c *collection) mark(root dedup.Slot) error {
 // discarded or deleted before the call, as far as it is folded. Safe against
 // everything that runs meanwhile.
 func (s *Store) Collect(ctx context.Context) (CollectResult, error) {
-	s.coll.run.Lock()
-	defer s.coll.run.Unlock()
+	if err := s.coll.turn.take(ctx, nil); err != nil {
+		return CollectResult{}, fmt.Errorf("collect: %w", err)
+	}
+	defer s.leaveTurn()
 	if err := s.sealOpen(); err != nil {
 		return CollectResult{}, fmt.Errorf("collect: %w", err)
 	}
-	return s.runCollection(ctx, manualMinLive, 0)
+	return s.runCollection(ctx, manualMinLive, 0, noBreath)
+}
+
+// leaveTurn ends a collection or a check that somebody asked for: what was to be collected
+// meanwhile is due.
+func (s *Store) leaveTurn() {
+	s.coll.turn.leave()
+	s.sched.kickCollect()
 }
 
 // sealOpen makes the open chunk file one that can be collected, at the cost of the
 // reserve if the disk is full.
 func (s *Store) sealOpen() error { return s.onReserve(s.chunks.SealOpen) }
 
+// breathEvery is how many nodes a marking reads between two breaths: some milliseconds.
+const breathEvery = 64
+
+func noBreath() error { return nil }
+
 // runCollection collects; on a full disk it gives up parts of the reserve until it gets
-// through.
-func (s *Store) runCollection(ctx context.Context, minLive float64, rest int) (CollectResult, error) {
+// through. breathe is called all along.
+func (s *Store) runCollection(ctx context.Context, minLive float64, rest int, breathe func() error) (CollectResult, error) {
 	s.chunks.Reread() // a map node that cannot be read ends a marking
 	freed := int64(0)
 	for {
 		c, err := s.newCollection(minLive)
+		c.breathe = func() error { return cmp.Or(ctx.Err(), breathe()) }
 		if err == nil {
 			err = s.stepCollection(ctx, c, rest)
 		}
@@ -306,7 +327,7 @@ func (s *Store) runCollection(ctx context.Context, minLive float64, rest int) (C
 const minRest = 5 * time.Millisecond
 
 // stepCollection steps a collection to its end. It rests after some steps for rest times
-// as long as they took.
+// as long as they took, but not on a full disk.
 func (s *Store) stepCollection(ctx context.Context, c *collection, rest int) error {
 	owed := time.Duration(0)
 	for more, wait := true, false; more; {
@@ -315,13 +336,15 @@ func (s *Store) stepCollection(ctx context.Context, c *collection, rest int) err
 		var err error
 		more, wait, err = s.collectStep(c)
 		if err == nil {
-			err = ctx.Err()
+			err = cmp.Or(ctx.Err(), c.breathe())
 		}
 		if err != nil {
 			c.abort()
 			return err
 		}
-		owed += time.Duration(rest) * s.o.Now().Sub(began)
+		if owed += time.Duration(rest) * s.o.Now().Sub(began); s.isFull() {
+			owed = 0
+		}
 		switch {
 		case wait:
 			select {
@@ -372,17 +395,24 @@ func (s *Store) collectLoop(ctx context.Context) {
 		}
 		s.probeSpace()
 		if s.isFull() {
-			sleep(ctx, time.Second)
+			sleep(ctx, probeEvery)
 			s.sched.kickCollect()
 		}
 	}
 }
 
 // collectNow runs one collection in the background: in its own time, or, on a full disk,
-// at once and thoroughly. It tells whether it got through.
+// at once and thoroughly. It tells whether it got through. It does not wait for one that
+// somebody asked for, nor for a check: the end of that wakes the collector. On a full disk a
+// check is asked to give way.
 func (s *Store) collectNow(ctx context.Context, full bool) bool {
-	s.coll.run.Lock()
-	defer s.coll.run.Unlock()
+	if !s.coll.turn.try() {
+		if full {
+			s.coll.turn.ask()
+		}
+		return false
+	}
+	defer s.coll.turn.leave()
 	rest, minLive := autoRest, autoMinLive
 	var err error
 	if full {
@@ -390,12 +420,28 @@ func (s *Store) collectNow(ctx context.Context, full bool) bool {
 		err = s.sealOpen()
 	}
 	if err == nil {
-		_, err = s.runCollection(ctx, minLive, rest)
+		_, err = s.runCollection(ctx, minLive, rest, s.lookForSpace())
 	}
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn("collection failed and will be tried again", "err", err)
 	}
 	return err == nil
+}
+
+// probeEvery is how often a full disk is looked at.
+const probeEvery = time.Second
+
+// lookForSpace looks each probeEvery whether a full disk has space, as often as it is
+// called: nobody else does while the collector is busy.
+func (s *Store) lookForSpace() func() error {
+	var looked time.Time
+	return func() error {
+		if now := s.o.Now(); s.isFull() && now.Sub(looked) >= probeEvery {
+			looked = now
+			s.probeSpace()
+		}
+		return nil
+	}
 }
 
 func (s *Store) isFull() bool {

@@ -264,7 +264,7 @@ func (s *Store) liveSlots() (dedup.LiveSet, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &collection{s: s, live: make(dedup.LiveSet)}
+	c := &collection{s: s, live: make(dedup.LiveSet), breathe: noBreath}
 	for _, root := range roots {
 		if err := c.mark(root); err != nil {
 			var ne *blockmap.NodeError

@@ -91,6 +91,7 @@ func Open(fsys vfs.FS, dir string, o Options) (*Store, error) {
 	s.mu.volumes = make(map[string]*Volume)
 	s.mu.deleting = make(map[string]bool)
 	s.sched.init()
+	s.coll.turn = newTurn()
 	if err := s.open(); err != nil {
 		s.closeFiles()
 		return nil, err

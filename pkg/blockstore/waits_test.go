@@ -116,25 +116,6 @@ func TestCollectionWaitsForCommits(t *testing.T) {
 	c.abort()
 }
 
-// An automatic collection waits for one that somebody asked for.
-func TestAutomaticCollectionWaits(t *testing.T) {
-	s := openStore(t, vfs.NewMem(), smallOptions())
-	s.coll.run.Lock()
-	ended := make(chan bool, 1)
-	go func() { ended <- s.collectNow(context.Background(), false) }()
-	select {
-	case <-ended:
-		t.Error("ran beside another")
-		ended <- true
-	case <-time.After(50 * time.Millisecond):
-	}
-	s.coll.run.Unlock()
-	if !<-ended {
-		t.Error("failed")
-	}
-	ok(t, s.Close())
-}
-
 // foldUnseen folds what a volume has while sched.mu is held, and wakes who waits by then.
 func foldUnseen(t *testing.T, s *Store, v *Volume) {
 	t.Helper()
