@@ -298,3 +298,37 @@ func TestWriteLostByAFailure(t *testing.T) {
 	v.append(op)
 	s.abandon()
 }
+
+// A volume that is closed while a segment is made for a write of it is let go of by that
+// write, with its segment.
+func TestClosedWhileASegmentIsMade(t *testing.T) {
+	s := openStore(t, vfs.NewMem(), smallOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	writeAt(t, v, noise(1, BlockSize), 0)
+	foldAll(t, s)
+	made := make(chan struct{})
+	v.mu.Lock()
+	v.mu.prep = made
+	v.mu.Unlock()
+	written := make(chan error, 1)
+	go func() {
+		_, err := v.WriteAt(noise(1, BlockSize), 0)
+		written <- err
+	}()
+	time.Sleep(20 * time.Millisecond) // it waits for the segment by now
+	ok(t, v.Close())
+	if s.loaded(v.ID()) == nil {
+		t.Fatal("it is forgotten, whoever works on it")
+	}
+	v.mu.Lock()
+	v.mu.prep = nil
+	close(made)
+	v.mu.Unlock()
+	if err := <-written; !errors.Is(err, ErrClosed) {
+		t.Errorf("write: %v", err)
+	}
+	if s.loaded(v.ID()) != nil || s.pool.Stats().InUse != 0 {
+		t.Error("the volume is kept in memory for nothing")
+	}
+	ok(t, s.Close())
+}

@@ -164,6 +164,9 @@ func (v *Volume) run(t wal.Type, off, n int64, p []byte) error {
 		if t == wal.TypeHole && !since.IsZero() {
 			v.feed() // it waits no more, taken or refused; others who do say so again
 		}
+		if errors.Is(err, ErrClosed) {
+			v.store.forget(v) // the segment that was made for it may have kept the volume in memory
+		}
 		if err != nil {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/k8ns/granary/pkg/blob"
 	"github.com/k8ns/granary/pkg/vfs"
 )
 
@@ -259,5 +260,39 @@ func TestRereadKnowsDamage(t *testing.T) {
 	check(t, s, at[27:28], 27)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Cutting an open file of the past may need space too: what is kept for that is used.
+func TestCutOnAFullDisk(t *testing.T) {
+	for _, kept := range []bool{true, false} {
+		mem := vfs.NewMem()
+		s := open(t, mem, 1)
+		at := put(t, s, seq(0, 16)...)
+		s.dir.Close()
+		mem.Kill()
+		fsys := vfs.NewFaulty(mem)
+		full := true
+		fsys.SetHook(func(op vfs.Op) error {
+			if op.Kind == vfs.OpTruncate && full {
+				return vfs.ErrNoSpace
+			}
+			return nil
+		})
+		dir, err := blob.NewDir(fsys, testDir, 8)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err = Open(dir, Options{Store: testStore, Epoch: 2, NoSpace: func() bool { full = !kept; return kept }})
+		if kept != (err == nil) || !kept && !errors.Is(err, vfs.ErrNoSpace) {
+			t.Fatalf("something kept %v: %v", kept, err)
+		}
+		if kept {
+			check(t, s, at, seq(0, 16)...)
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		dir.Close()
 	}
 }

@@ -480,7 +480,7 @@ func (s *Store) adopt(ff *foundFile) error {
 // write.
 func (s *Store) rewrite(f *file, ff *foundFile) error {
 	w := f.blob.Writer()
-	if err := w.Truncate(f.size); err != nil {
+	if err := retryNoSpace(s.o.NoSpace, func() error { return w.Truncate(f.size) }); err != nil {
 		return err
 	}
 	f.hash = blake3.New()

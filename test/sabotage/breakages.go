@@ -267,6 +267,7 @@ var breakages = []breakage{
 	{"pkg/blockstore/onfull.go", "v.store.sched.kickFold() // all", "_ = v // all", "disk full: who waits does not wake folds", []step{tests("./pkg/blockstore", "TestWaitForSpaceWakesFolds")}},
 	{"pkg/blockstore/journal/recover.go", "segments[i+1].Header.Number != s.Header.Number:", "true:", "journal: an older copy of a segment read in its place", []step{journalAll}},
 	{"pkg/blockstore/journal/pool.go", "if s.bad.Load() && !p.o.ReadOnly {", "if s.bad.Load() {", "check: removes a segment of a stopped store", []step{tests("./pkg/blockstore", "TestStoppedCheckLeavesShortSegments")}},
+	{"pkg/blockstore/volume.go", "v.store.forget(v) // the segment", "_ = v // the segment", "closed volume: kept in memory by a segment that was made meanwhile", []step{tests("./pkg/blockstore", "TestClosedWhileASegmentIsMade")}},
 	{"pkg/blockstore/blockmap/node.go", "if n.Level() < rescueLevel || below <= MaxLevels {", "if true {", "map node: root that could not be read below another", []step{tests("./pkg/blockstore/blockmap", "TestRootUnreadableAgain"), tests("./pkg/blockstore", "TestRootUnreadTwice")}},
 	{"pkg/blockstore/blockmap/node.go", "return below - 1", "return below", "map node: nodes of any level in one another without end", []step{tests("./pkg/blockstore/blockmap", "TestRootUnreadableAgain")}},
 	{"pkg/blockstore/blockmap/node.go", "if _, err := DecodeNode(buf); err != nil {", "if err := error(nil); err != nil {", "map node: not read back before it is stored", []step{mapNode}},
