@@ -412,9 +412,10 @@ func (c *checker) files(ctx context.Context) error {
 	for _, f := range files {
 		total += f.Size
 	}
+	var ended error
 	for _, f := range files {
-		if err := ctx.Err(); err != nil {
-			return err
+		if ended = ctx.Err(); ended != nil {
+			break
 		}
 		if c.o.Progress != nil {
 			c.o.Progress(done, total)
@@ -425,7 +426,7 @@ func (c *checker) files(ctx context.Context) error {
 		}
 		done += f.Size
 	}
-	if c.o.Progress != nil {
+	if c.o.Progress != nil && ended == nil {
 		c.o.Progress(total, total)
 	}
 	for _, name := range slices.Sorted(maps.Keys(found)) {
@@ -433,7 +434,7 @@ func (c *checker) files(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return ended
 }
 
 // file reports what was found in a chunk file, and whether a repair would better it.
@@ -465,12 +466,16 @@ func (c *checker) staleDamage(view catalog.View) {
 // mapped verifies the counts of mapped blocks of volumes and cuts whose maps can be read.
 func (c *checker) mapped(ctx context.Context, view catalog.View) error {
 	counter := c.s.tree.NewCounter()
+	counter.Breathe = ctx.Err
 	compare := func(key string, root dedup.Slot, says int64) error {
 		n, err := counter.Mapped(root)
+		if _, unread := errors.AsType[*blockmap.NodeError](err); unread {
+			return ctx.Err() // it is reported with the maps
+		}
 		if err == nil && n != says {
 			c.bad(key, setMapped(key, root, n), "says that %d blocks are mapped, but %d are", says, n)
 		}
-		return ctx.Err() // what cannot be read is reported with the maps
+		return err
 	}
 	for e := range view.All(keyVolume) {
 		var rec volumeRecord

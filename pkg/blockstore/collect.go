@@ -284,8 +284,16 @@ func (s *Store) leaveTurn() {
 }
 
 // sealOpen makes the open chunk file one that can be collected, at the cost of the
-// reserve if the disk is full.
-func (s *Store) sealOpen() error { return s.onReserve(s.chunks.SealOpen) }
+// reserve if the disk is full. Without any, that file is not collected this time: others may
+// need no space to go.
+func (s *Store) sealOpen() error {
+	err := s.onReserve(s.chunks.SealOpen)
+	if errors.Is(err, ErrNoSpace) {
+		s.log.Warn("open chunk file is not collected", "err", err)
+		return nil
+	}
+	return err
+}
 
 // breathEvery is how many nodes a marking reads between two breaths: some milliseconds.
 const breathEvery = 64
@@ -295,6 +303,7 @@ func noBreath() error { return nil }
 // runCollection collects; on a full disk it gives up parts of the reserve until it gets
 // through. breathe is called all along.
 func (s *Store) runCollection(ctx context.Context, minLive float64, rest int, breathe func() error) (CollectResult, error) {
+	defer s.reserve.ended()
 	s.chunks.Reread() // a map node that cannot be read ends a marking
 	freed := int64(0)
 	for {
@@ -306,7 +315,7 @@ func (s *Store) runCollection(ctx context.Context, minLive float64, rest int, br
 		if c.plan != nil {
 			freed += c.plan.Freed()
 		}
-		if errors.Is(err, ErrNoSpace) && s.noSpace() {
+		if errors.Is(err, ErrNoSpace) && s.lendSpace() {
 			continue
 		}
 		s.pool.Wake()
@@ -376,7 +385,7 @@ const autoRest = 2
 // collects what it can, once and then again whenever something was given up, and looks
 // each second whether there is space.
 func (s *Store) collectLoop(ctx context.Context) {
-	swept := false // since the disk became full
+	swept, sick := false, false // since the disk became full: collected; no collection gets through
 	for {
 		select {
 		case <-s.sched.collect:
@@ -384,14 +393,19 @@ func (s *Store) collectLoop(ctx context.Context) {
 			return
 		}
 		if !s.isFull() {
-			swept = false
+			swept, sick = false, false
 			if s.warrantsCollection() {
-				s.collectNow(ctx, false)
+				s.collectNow(ctx, false) // else the end of what keeps it off wakes us
 			}
 			continue
 		}
 		if pending, _ := s.coll.known(); pending > 0 || !swept {
-			swept = s.collectNow(ctx, true)
+			if !sick {
+				s.coll.turn.ask() // a check
+			}
+			var ran bool
+			swept, ran = s.collectNow(ctx, true)
+			sick = ran && !swept
 		}
 		s.probeSpace()
 		if s.isFull() {
@@ -402,15 +416,11 @@ func (s *Store) collectLoop(ctx context.Context) {
 }
 
 // collectNow runs one collection in the background: in its own time, or, on a full disk,
-// at once and thoroughly. It tells whether it got through. It does not wait for one that
-// somebody asked for, nor for a check: the end of that wakes the collector. On a full disk a
-// check is asked to give way.
-func (s *Store) collectNow(ctx context.Context, full bool) bool {
+// at once and thoroughly. It tells whether it got through, and whether it ran: it does not
+// wait for one that somebody asked for, nor for a check. The end of that wakes the collector.
+func (s *Store) collectNow(ctx context.Context, full bool) (through, ran bool) {
 	if !s.coll.turn.try() {
-		if full {
-			s.coll.turn.ask()
-		}
-		return false
+		return false, false
 	}
 	defer s.coll.turn.leave()
 	rest, minLive := autoRest, autoMinLive
@@ -425,7 +435,7 @@ func (s *Store) collectNow(ctx context.Context, full bool) bool {
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn("collection failed and will be tried again", "err", err)
 	}
-	return err == nil
+	return err == nil, true
 }
 
 // probeEvery is how often a full disk is looked at.

@@ -49,6 +49,8 @@ func (s *Store) foldTogether(vols []*Volume) (bool, error) {
 	if len(jobs) == 0 {
 		return false, nil
 	}
+	s.sched.folding.Add(1)
+	defer s.sched.folding.Add(-1)
 	if err := s.fold(jobs); err != nil {
 		for _, job := range jobs {
 			job.err = err
@@ -66,7 +68,9 @@ func (s *Store) foldTogether(vols []*Volume) (bool, error) {
 	if err := s.reserve.trim(); err != nil {
 		s.log.Warn("reserve", "err", err)
 	}
-	s.sched.failing.Store(len(errs) == len(jobs))
+	if len(errs) < len(jobs) {
+		s.sched.good.Add(1)
+	}
 	s.pool.Wake() // there may be room for a writer's record, if not a segment
 	s.sched.announceFold()
 	return len(errs) < len(jobs), errors.Join(errs...)

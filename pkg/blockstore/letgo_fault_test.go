@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/k8ns/granary/pkg/catalog"
 	"github.com/k8ns/granary/pkg/vfs"
 	"github.com/k8ns/granary/pkg/wal"
 )
@@ -253,5 +254,64 @@ func TestUnreadJournalHoldsNobodyUp(t *testing.T) {
 	if st := s.pool.Stats(); st.InUse != 0 {
 		t.Errorf("%d segments are in use when all is folded", st.InUse)
 	}
+	ok(t, s.Close())
+}
+
+// A deleted volume is not let go of under a fold that has begun meanwhile: that reads its
+// segments, which others would write into. The end of the fold lets go of it.
+func TestLetGoUnderAFold(t *testing.T) {
+	fsys := vfs.NewFaulty(vfs.NewMem())
+	s := openStore(t, fsys, tightOptions())
+	v, other := newVolume(t, s, "v", 1<<20), newVolume(t, s, "other", 1<<20)
+	writeBlocks(t, v, make([]byte, v.Size()), 0, 20, "write")
+	ok(t, v.Close())
+	v.dropMemory(1 << 62)
+	segs := strings.Join(segmentsOf(t, fsys, v.ID()), " ")
+	commits, commitOn := blockFirst(fsys, func(op vfs.Op) bool {
+		return op.Kind == vfs.OpDatasync && strings.Contains(op.Name, "/"+dirCatalog+"/")
+	})
+	_, owes, err := s.startDelete(v.ID())
+	ok(t, err)
+	committed := make(chan error, 1)
+	go func() { // the deletion's commit is on its way when a fold begins
+		_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
+			ops, _, err := deleteOps(view, v.ID(), owes)
+			return ops, err
+		})
+		committed <- err
+	}()
+	<-commits
+	reads, foldOn := blockFirst(fsys, func(op vfs.Op) bool { return op.Kind == vfs.OpRead && strings.Contains(segs, op.Name) })
+	changed := make(chan error, 1)
+	go func() { // the commit that letGo's waits for
+		_, err := s.SetOnFull(other.ID(), OnFullError)
+		changed <- err
+	}()
+	close(commitOn)
+	ok(t, <-committed)
+	ok(t, <-changed)
+	folded := make(chan error, 1)
+	v.mu.Lock()
+	v.mu.gone = true
+	v.mu.Unlock()
+	letGo := make(chan struct{})
+	s.cat.Update(func(catalog.View) ([]catalog.Op, error) { // letGo waits for the catalog's lock
+		go func() { s.letGo(v); close(letGo) }()
+		time.Sleep(50 * time.Millisecond)
+		go func() { _, err := s.foldOnce(v); folded <- err }()
+		<-reads
+		return nil, nil
+	})
+	<-letGo
+	if st := s.pool.Stats(); st.InUse == 0 {
+		t.Error("a fold reads segments that are let go of")
+	}
+	close(foldOn)
+	ok(t, <-folded)
+	s.endDelete(v.ID(), v, nil)
+	if s.loaded(v.ID()) != nil {
+		t.Error("the volume is not forgotten")
+	}
+	ok(t, other.Close())
 	ok(t, s.Close())
 }

@@ -87,26 +87,36 @@ func (v *Volume) errorsWhenFull() bool { return v.onFull.Load() == OnFullError }
 // reads wait behind it, and there may be no such fold, or none that succeeds.
 const holeWait = 5 * time.Second
 
+// holeWaiter is a hole's wait for room, from its first begin to its end.
+type holeWaiter struct {
+	end  time.Time // on a full disk
+	look time.Time // for folds, next
+	good int64     // folds that had ended well at the last look
+}
+
+func (v *Volume) newHoleWaiter() *holeWaiter {
+	end := time.Now().Add(holeWait)
+	return &holeWaiter{end: end, look: end, good: v.store.sched.good.Load()}
+}
+
 // awaitRoom waits until room is closed, or as long as a full disk may take. since is when
 // the caller first found the disk full, zero if it has not; it returns that time, and
-// ErrNoSpace when the wait is over, for a hole at the latest when over is. A wait for a fold
-// alone has no limit, but for a hole when no fold succeeds.
-func (v *Volume) awaitRoom(room <-chan struct{}, since time.Time, over <-chan time.Time) (time.Time, error) {
+// ErrNoSpace when the wait is over, for a hole after holeWait in all. A wait for a fold alone
+// has no limit, but for a hole when no fold succeeds. hole is nil for a write.
+func (v *Volume) awaitRoom(room <-chan struct{}, since time.Time, hole *holeWaiter) (time.Time, error) {
 	if !v.store.isFull() {
-		return since, v.awaitFold(room, over)
+		return since, v.awaitFold(room, hole)
 	}
 	now := v.store.o.Now()
 	if since.IsZero() {
 		since = now
 	}
 	began, giveUp := v.starve(now)
-	if over != nil && !giveUp {
-		select {
-		case <-room:
-			return since, nil
-		case <-over:
+	if hole != nil && !giveUp {
+		if !closes(room, time.Until(hole.end)) {
 			return since, fmt.Errorf("volume %s: no fold makes room for a hole: %w", v.id, ErrNoSpace)
 		}
+		return since, nil
 	}
 	if !v.errorsWhenFull() {
 		<-room
@@ -120,29 +130,37 @@ func (v *Volume) awaitRoom(room <-chan struct{}, since time.Time, over <-chan ti
 		return since, fmt.Errorf("volume %s: the disk below %s is full since %s; delete volumes or snapshots, or grow it: %w",
 			v.id, v.store.dir, since.UTC().Format(time.RFC3339), ErrNoSpace)
 	}
-	timer := time.NewTimer(left)
-	defer timer.Stop()
-	select {
-	case <-room:
-	case <-timer.C:
-	}
+	closes(room, left)
 	return since, nil
 }
 
-// awaitFold waits until room is closed by a fold. A hole, for which over is not nil, waits no
-// longer than that, or another holeWait, when folds fail.
-func (v *Volume) awaitFold(room <-chan struct{}, over <-chan time.Time) error {
-	for {
-		select {
-		case <-room:
-			return nil
-		case <-over:
-			if v.store.sched.failing.Load() {
-				return fmt.Errorf("volume %s: no fold makes room for a hole: all fail: %w", v.id, ErrNoSpace)
-			}
-			over = time.After(holeWait)
-		}
+// closes tells whether room is closed within d.
+func closes(room <-chan struct{}, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-room:
+		return true
+	case <-timer.C:
+		return false
 	}
+}
+
+// awaitFold waits until room is closed by a fold. A hole is refused when for a holeWait none
+// has ended well and none is under way.
+func (v *Volume) awaitFold(room <-chan struct{}, hole *holeWaiter) error {
+	if hole == nil {
+		<-room
+		return nil
+	}
+	for !closes(room, time.Until(hole.look)) {
+		good := v.store.sched.good.Load()
+		if good == hole.good && v.store.sched.folding.Load() == 0 {
+			return fmt.Errorf("volume %s: no fold makes room for a hole: none succeeds: %w", v.id, ErrNoSpace)
+		}
+		hole.good, hole.look = good, time.Now().Add(holeWait)
+	}
+	return nil
 }
 
 // starve notes that a record waits for space, and tells since when one does and whether

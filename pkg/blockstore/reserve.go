@@ -29,6 +29,7 @@ type reserve struct {
 		sync.Mutex
 		files []string
 		next  int
+		lent  int // files given up for the collection that is under way
 	}
 }
 
@@ -112,6 +113,9 @@ func (r *reserve) ensure(more int64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	defer r.count()
+	if err := r.leaveLent(more); err != nil {
+		return fmt.Errorf("allocate reserve: %w", err)
+	}
 	for len(r.mu.files) < r.wanted(more) {
 		full := path.Join(r.dir, fmt.Sprintf("%08d", r.mu.next))
 		r.mu.next++
@@ -121,6 +125,20 @@ func (r *reserve) ensure(more int64) error {
 		r.mu.files = append(r.mu.files, full)
 	}
 	return nil
+}
+
+// leaveLent is ErrNoSpace if allocating what is missing would take what a collection was
+// given: it would start again without end. Called with r.mu held.
+func (r *reserve) leaveLent(more int64) error {
+	missing := r.wanted(more) - len(r.mu.files)
+	if r.mu.lent == 0 || missing <= 0 {
+		return nil
+	}
+	space, err := r.fsys.Space(r.dir)
+	if err == nil && space.Free < int64(missing+r.mu.lent)*r.fileBytes {
+		err = fmt.Errorf("a collection uses it: %w", ErrNoSpace)
+	}
+	return err
 }
 
 func (r *reserve) allocate(full string) error {
@@ -171,6 +189,26 @@ func (r *reserve) release() bool {
 	defer r.mu.Unlock()
 	defer r.count()
 	return len(r.mu.files) > 0 && r.drop() == nil
+}
+
+// lend is release for the collection that is under way: what it was given is not taken back
+// before ended.
+func (r *reserve) lend() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	defer r.count()
+	if len(r.mu.files) == 0 || r.drop() != nil {
+		return false
+	}
+	r.mu.lent++
+	return true
+}
+
+// ended is the end of that collection.
+func (r *reserve) ended() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mu.lent = 0
 }
 
 // foldDebt is what folding a record of n bytes at off can append at most, in bytes: the

@@ -15,7 +15,8 @@ const markDelay = 100 * time.Millisecond
 // Without Run nothing is scheduled and tests call the steps themselves.
 type scheduler struct {
 	running atomic.Bool
-	failing atomic.Bool   // the last fold of any volume came to nothing
+	folding atomic.Int64  // folds under way
+	good    atomic.Int64  // folds that came to something
 	fold    chan struct{} // wakes a fold worker
 	collect chan struct{} // wakes the collector
 	damage  chan struct{} // wakes the writer of damage records

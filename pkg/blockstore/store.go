@@ -358,6 +358,13 @@ func (s *Store) noSpace() bool {
 	return ok
 }
 
+// lendSpace is noSpace for a collection.
+func (s *Store) lendSpace() bool {
+	ok := s.reserve.lend()
+	s.setFull(true, ErrNoSpace)
+	return ok
+}
+
 // onReserve does what must succeed on a full disk: it is tried again as long as some of
 // the reserve can be given up for it.
 func (s *Store) onReserve(do func() error) error {

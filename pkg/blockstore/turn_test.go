@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -112,7 +113,7 @@ func TestEndOfACheckWakesTheCollector(t *testing.T) {
 	ended, release := longCheck(t, s)
 	s.addGarbage(1 << 40)
 	within(t, 10*time.Second, "the collector", func() {
-		if s.collectNow(context.Background(), false) {
+		if _, ran := s.collectNow(context.Background(), false); ran {
 			t.Error("collected beside a check")
 		}
 	})
@@ -132,8 +133,21 @@ func TestCheckGivesWayOnAFullDisk(t *testing.T) {
 	for _, full := range []bool{false, true} {
 		s := openStore(t, vfs.NewMem(), smallOptions())
 		ended, release := longCheck(t, s)
-		if s.collectNow(context.Background(), full) {
-			t.Error("collected beside a check")
+		s.addGarbage(1 << 40)
+		s.setFull(full, ErrNoSpace)
+		stop := runStore(t, s)
+		s.sched.kickCollect()
+		asked := func() bool {
+			s.coll.turn.mu.Lock()
+			defer s.coll.turn.mu.Unlock()
+			return s.coll.turn.mu.holder.asked.Load()
+		}
+		if full {
+			waitFor(t, 10*time.Second, "the check is asked to give way", asked)
+		}
+		stop()
+		if asked() != full {
+			t.Errorf("full %v, asked %v", full, asked())
 		}
 		release()
 		err := <-ended
@@ -143,11 +157,58 @@ func TestCheckGivesWayOnAFullDisk(t *testing.T) {
 		if full && !strings.Contains(err.Error(), "not finished: the disk below "+testDir+" is full") {
 			t.Errorf("it says %q", err)
 		}
-		if !s.collectNow(context.Background(), full) {
+		if through, _ := s.collectNow(context.Background(), full); !through {
 			t.Error("not collected after the check")
 		}
 		ok(t, s.Close())
 	}
+}
+
+// A check does not give way to collections that get nowhere, as with a damaged map: it is
+// what is needed then.
+func TestCheckBesideCollectionsThatFail(t *testing.T) {
+	fsys := vfs.NewFaulty(vfs.NewMem())
+	s := openStore(t, fsys, smallOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	writeAt(t, v, noise(1, BlockSize), 0)
+	ok(t, v.Close())
+	foldAll(t, s)
+	ok(t, s.Close())
+	s = openStore(t, fsys, smallOptions())
+	s.addGarbage(1)
+	tries := make(chan struct{}, 100)
+	fsys.SetHook(func(op vfs.Op) error {
+		if op.Kind == vfs.OpAllocate {
+			return vfs.ErrNoSpace
+		}
+		if op.Kind == vfs.OpRead && strings.Contains(op.Name, "/"+dirChunks+"/") {
+			tries <- struct{}{}
+			return syscall.EIO
+		}
+		return nil
+	})
+	s.setFull(true, ErrNoSpace)
+	for _, full := s.reserve.drop(), s.reserve.drop(); len(s.reserve.mu.files) > 0; full = s.reserve.drop() {
+		ok(t, full) // so that there is something to allocate
+	}
+	stop := runStore(t, s)
+	<-tries
+	waitFor(t, 10*time.Second, "the first collection has failed", s.coll.turn.try)
+	time.Sleep(20 * time.Millisecond) // the loop knows
+	s.coll.turn.leave()
+	checked := make(chan error, 1)
+	go func() {
+		checked <- s.Check(context.Background(), CheckOptions{Progress: func(done, _ int64) {
+			if done == 0 {
+				time.Sleep(probeEvery + probeEvery/2)
+			}
+		}}, func(Problem) {})
+	}()
+	if err := <-checked; err != nil || !s.isFull() {
+		t.Errorf("check beside a collection that fails: %v, full %v", err, s.isFull())
+	}
+	stop()
+	s.abandon()
 }
 
 // manyNodes makes a volume of more than n map nodes.
@@ -186,6 +247,16 @@ func TestMarkingEndsInAnImage(t *testing.T) {
 	seen := make(map[dedup.Slot]bool)
 	if err := k.walk(ctx, image{root: v.mu.root, size: v.Size()}, seen, func(Problem) bool { return true }); !errors.Is(err, context.Canceled) || len(seen) > 1 {
 		t.Errorf("check after %d nodes: %v", len(seen), err)
+	}
+	counter := s.tree.NewCounter()
+	asked := 0
+	counter.Breathe = func() error { asked++; return ctx.Err() }
+	if _, err := counter.Mapped(v.mu.root); !errors.Is(err, context.Canceled) || asked != 1 {
+		t.Errorf("count of mapped blocks: %v, asked %d times", err, asked)
+	}
+	calls := &countdown{Context: context.Background(), left: 5}
+	if err := k.mapped(calls, s.cat.View()); !errors.Is(err, context.Canceled) || calls.after != 1 {
+		t.Errorf("check of the counts: %v, went on for %d", err, calls.after-1)
 	}
 	ok(t, v.Close())
 	ok(t, s.Close())
@@ -228,50 +299,72 @@ func TestCollectionOnADiskThatBecameFull(t *testing.T) {
 	ok(t, s.Close())
 }
 
-// A hole waits for a fold as long as folds succeed. When they all fail it is refused: reads
-// wait behind it.
+// A hole waits for a fold as long as folds succeed, or one is under way. When none does it is
+// refused: reads wait behind it. On a full disk it waits for a holeWait in all, however
+// often it is woken.
 func TestHoleWaitsForNoFoldThatFails(t *testing.T) {
+	s := openStore(t, vfs.NewMem(), smallOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	never, closed := make(chan struct{}), make(chan struct{})
+	close(closed)
+	past := func() *holeWaiter { return &holeWaiter{good: s.sched.good.Load()} }
+	refused := func(what string, want bool, hole *holeWaiter, room chan struct{}) {
+		t.Helper()
+		ended := make(chan error, 1)
+		go func() {
+			_, err := v.awaitRoom(room, time.Time{}, hole)
+			ended <- err
+		}()
+		select {
+		case err := <-ended:
+			if want != errors.Is(err, ErrNoSpace) || !want && (err != nil || room == never) {
+				t.Errorf("%s: %v", what, err)
+			}
+		case <-time.After(100 * time.Millisecond):
+			if want {
+				t.Errorf("%s: waits on", what)
+			}
+		}
+	}
+	refused("no fold has ended well", true, past(), never)
+	refused("it waits not long yet", false, v.newHoleWaiter(), never)
+	s.sched.folding.Add(1)
+	refused("a fold is under way", false, past(), never)
+	s.sched.folding.Add(-1)
+	writeAt(t, v, noise(1, BlockSize), 0)
+	hole := past()
+	foldAll(t, s)
+	refused("a fold has ended well", false, hole, never)
+	refused("there is room", false, v.newHoleWaiter(), closed)
+	s.setFull(true, ErrNoSpace)
+	refused("on a full disk", true, past(), never)
+	refused("on a full disk, not long yet", false, v.newHoleWaiter(), never)
+	s.abandon()
+}
+
+// Folds that fail are none that end well.
+func TestFoldsThatEndWell(t *testing.T) {
 	fsys := vfs.NewFaulty(vfs.NewMem())
 	s := openStore(t, fsys, smallOptions())
 	v := newVolume(t, s, "v", 1<<20)
-	over := func() <-chan time.Time {
-		c := make(chan time.Time, 1)
-		c <- time.Time{}
-		return c
-	}
-	room := make(chan struct{})
-	ended := make(chan error, 1)
-	go func() {
-		_, err := v.awaitRoom(room, time.Time{}, over())
-		ended <- err
-	}()
-	select {
-	case err := <-ended:
-		t.Fatalf("did not wait for a fold: %v", err)
-	case <-time.After(20 * time.Millisecond):
-	}
-	close(room)
-	ok(t, <-ended)
+	writeAt(t, v, noise(1, BlockSize), 0)
 	for _, fails := range []bool{true, false} {
-		writeAt(t, v, noise(1, BlockSize), 0)
 		fsys.SetHook(func(op vfs.Op) error {
+			if s.sched.folding.Load() != 1 {
+				t.Error("no fold is under way")
+			}
 			if fails && op.Kind == vfs.OpCreate && strings.Contains(op.Name, "/"+dirChunks+"/") {
 				return errors.New("no file can be made")
 			}
 			return nil
 		})
+		good := s.sched.good.Load()
 		if did, err := s.foldOnce(v); did == fails {
 			t.Fatal(did, err)
 		}
-		if s.sched.failing.Load() != fails {
-			t.Errorf("folds fail: %v, want %v", !fails, fails)
-		}
-		if fails {
-			within(t, 10*time.Second, "a hole beside folds that fail", func() {
-				if _, err := v.awaitRoom(make(chan struct{}), time.Time{}, over()); !errors.Is(err, ErrNoSpace) {
-					t.Errorf("hole: %v", err)
-				}
-			})
+		fsys.SetHook(nil)
+		if (s.sched.good.Load() == good) != fails || s.sched.folding.Load() != 0 {
+			t.Errorf("fails %v: %d folds ended well, %d are under way", fails, s.sched.good.Load()-good, s.sched.folding.Load())
 		}
 	}
 	ok(t, v.Close())
@@ -295,7 +388,16 @@ func TestWriteLostByAFailure(t *testing.T) {
 			t.Errorf("write: %v", err)
 		}
 	})
+	v.mu.Lock()
+	v.fail(failure)
+	v.mu.failed = nil
+	v.mu.Unlock()
+	op.place.Segment.Acquire()
+	op.place.Offset = -1 // the append fails too, later
 	v.append(op)
+	if v.mu.failed != nil {
+		t.Errorf("an append of before the failure fails the volume anew: %v", v.mu.failed)
+	}
 	s.abandon()
 }
 

@@ -143,8 +143,8 @@ func (v *Volume) checkRange(what string, off, n int64) error {
 // run takes one record all the way: place, append, acknowledge. It waits for room.
 func (v *Volume) run(t wal.Type, off, n int64, p []byte) error {
 	var room <-chan struct{}
-	var since time.Time       // first time that the disk was found full
-	var over <-chan time.Time // of a hole that waits
+	var since time.Time // first time that the disk was found full
+	var hole *holeWaiter
 	for {
 		op, err := v.begin(t, off, n, p)
 		if errors.Is(err, errWait) {
@@ -153,10 +153,10 @@ func (v *Volume) run(t wal.Type, off, n int64, p []byte) error {
 				continue
 			}
 			v.store.sched.kickFold()
-			if t == wal.TypeHole && over == nil {
-				over = time.After(holeWait)
+			if t == wal.TypeHole && hole == nil {
+				hole = v.newHoleWaiter()
 			}
-			if since, err = v.awaitRoom(room, since, over); err == nil {
+			if since, err = v.awaitRoom(room, since, hole); err == nil {
 				room = nil
 				continue
 			}
@@ -363,6 +363,9 @@ func (v *Volume) append(op *append1) {
 	seg.Appended()
 	seg.Release()
 	op.done, op.err, op.head = true, err, nil
+	if op.lost != nil {
+		return // of a failure that may be over
+	}
 	if err != nil {
 		v.fail(err)
 		return

@@ -347,6 +347,9 @@ func (s *Store) letGo(v *Volume) {
 	defer s.mu.Unlock()
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.mu.folding { // began meanwhile, and uses what would be thrown away: its end comes back here
+		return
+	}
 	v.discard()
 	if s.mu.volumes[v.id] == v {
 		delete(s.mu.volumes, v.id)

@@ -5,6 +5,9 @@ import "github.com/k8ns/granary/pkg/dedup"
 // Counter counts mapped blocks of images that share nodes: what it has counted once is
 // not read again. It is not safe for concurrent use.
 type Counter struct {
+	// Breathe, unless nil, is called for every node; its error ends a count and is returned.
+	Breathe func() error
+
 	t     *Tree
 	known map[span]int64
 }
@@ -30,6 +33,11 @@ func (c *Counter) Mapped(root dedup.Slot) (int64, error) {
 func (c *Counter) count(s span, below int) (int64, error) {
 	if n, ok := c.known[s]; ok {
 		return n, nil
+	}
+	if c.Breathe != nil {
+		if err := c.Breathe(); err != nil {
+			return 0, err
+		}
 	}
 	n, err := c.t.load(s.node, below, false)
 	if err != nil {
