@@ -228,11 +228,12 @@ func (s *Store) commitFold(job *foldJob, root dedup.Slot, mapped func(before int
 	return err
 }
 
-// owed lists the cuts of the layer being folded and tells whether no later layer has one.
+// owed lists the cuts of the layer being folded and tells whether nothing later has one: a
+// part of the journal that could not be read back may.
 func (v *Volume) owed(l *layer) (cuts []string, last bool) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return slices.Clone(l.cuts), !owesCut(v.mu.layers[1:])
+	return slices.Clone(l.cuts), !v.mu.unfoldable && !owesCut(v.mu.layers[1:])
 }
 
 func owesCut(layers []*layer) bool {
@@ -243,6 +244,9 @@ func owesCut(layers []*layer) bool {
 func (v *Volume) publish(job *foldJob, root dedup.Slot) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.mu.layers[0] != job.layer {
+		return // it was deleted meanwhile
+	}
 	v.mu.root, v.mu.pos = root, job.to
 	v.mu.noted = max(v.mu.noted, job.durable)
 	v.mu.layers = v.mu.layers[1:]

@@ -54,8 +54,20 @@ func (f *folder) remap() (err error) {
 		// read once all that the volume has in it was written anew.
 		changes = append(changes, blockmap.Extent{First: end, Count: endOfBlocks - end})
 	}
-	f.result, err = f.s.tree.Update(f.job.root, changes, f.w)
-	return err
+	if f.result, err = f.s.tree.Update(f.job.root, changes, f.w); err != nil {
+		return err
+	}
+	if slices.Contains(f.result.Kept, f.job.root) { // the new root stands above it: better none such
+		_, err := f.s.chunks.ReadNode(f.job.root)
+		if err == nil {
+			f.result, err = f.s.tree.Update(f.job.root, changes, f.w)
+			return err
+		}
+		if f.mayReadLater(err) {
+			return &unreadError{f.job.v, err}
+		}
+	}
+	return nil
 }
 
 // mapped tells how many blocks are mapped below the new root, from how many were before.
@@ -323,7 +335,7 @@ func (f *folder) readBase(block uint64, data []byte) (damaged uint8, err error) 
 	lost := func(err error) bool { return errors.Is(err, ErrCorrupt) || errors.Is(err, ErrMissing) }
 	off := int64(block) * BlockSize
 	err = f.s.readImage(data, off, f.job.root)
-	if errors.Is(err, ErrMissing) && f.s.reread() {
+	if f.s.rereadFor(err) {
 		err = f.s.readImage(data, off, f.job.root)
 	}
 	if !lost(err) {
@@ -364,7 +376,7 @@ func (e *unreadError) Unwrap() error { return e.err }
 // lost even if the disk recovers.
 func (f *folder) mayReadLater(err error) bool {
 	damage, ok := errors.AsType[*dedup.DamageError](err)
-	if ok && !damage.Unread || !ok && (!errors.Is(err, ErrMissing) || f.s.chunks.Silent() == 0) {
+	if f.s.chunks.Silent() == 0 && !(ok && damage.Unread) {
 		return false
 	}
 	f.job.v.mu.RLock()

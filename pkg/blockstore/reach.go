@@ -120,7 +120,11 @@ func (v *Volume) passing(seq, durable uint64) uint64 {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.mu.passed = max(v.mu.passed, seq)
-	if reach := max(durable, v.mu.synced); reach > seq {
+	reach := max(durable, v.mu.synced)
+	if v.mu.unfoldable { // the journal went on, and nobody could read how far
+		reach = max(reach, seq+1)
+	}
+	if reach > seq {
 		return reach
 	}
 	return 0

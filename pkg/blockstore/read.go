@@ -50,7 +50,8 @@ func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
 		}
 		// A fold may have replaced the root and the collector dropped what only the
 		// old one reached: look again with the new root.
-		if !errors.Is(err, ErrMissing) || !first && root == lastRoot && !v.store.reread() {
+		again := errors.Is(err, ErrMissing) && (first || root != lastRoot) || v.store.rereadFor(err)
+		if !again {
 			return 0, err
 		}
 		lastRoot = root
@@ -74,6 +75,11 @@ func (s *Store) reread() bool {
 		s.chunks.Reread()
 	}
 	return s.chunks.Silent() < before
+}
+
+// rereadFor is reread for a read that met an error which another copy might spare it.
+func (s *Store) rereadFor(err error) bool {
+	return (errors.Is(err, ErrMissing) || errors.Is(err, ErrCorrupt)) && s.reread()
 }
 
 // readOnce reads with one view of the volume and returns its root.

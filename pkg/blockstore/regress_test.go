@@ -656,6 +656,11 @@ func TestRootUnreadTwice(t *testing.T) {
 			}
 			return nil
 		})
+		for range unreadTries {
+			if did, err := s.foldOnce(v); did || !errors.Is(err, ErrCorrupt) {
+				t.Fatalf("fold above a root that cannot be read: %v, %v", did, err)
+			}
+		}
 		must(s.foldOnce(v))(t)
 		fsys.SetHook(nil)
 		if failed == 0 {

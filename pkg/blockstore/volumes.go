@@ -326,7 +326,7 @@ func (s *Store) letGo(v *Volume) {
 	if !gone {
 		return
 	}
-	_, err := s.update(func(view catalog.View) ([]catalog.Op, error) {
+	forget := func(view catalog.View) ([]catalog.Op, error) {
 		if err := owesNothing(view, v); err != nil {
 			return nil, err
 		}
@@ -336,6 +336,10 @@ func (s *Store) letGo(v *Volume) {
 			return nil, nil
 		}
 		return []catalog.Op{del(keyVolume+v.id, e.Revision)}, err
+	}
+	err := s.onReserve(func() error {
+		_, err := s.update(forget)
+		return err
 	})
 	if err != nil {
 		if !errors.Is(err, errOwes) {

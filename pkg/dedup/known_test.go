@@ -1,6 +1,7 @@
 package dedup
 
 import (
+	"bytes"
 	"errors"
 	"path"
 	"slices"
@@ -294,5 +295,42 @@ func TestCutOnAFullDisk(t *testing.T) {
 			}
 		}
 		dir.Close()
+	}
+}
+
+// Wrong content that another copy has healed is not read when that copy is not there or has
+// gone bad, though a start knows nothing of it any more.
+func TestHealedWrongContentIsNotRead(t *testing.T) {
+	for _, how := range []string{"unread", "rotten"} {
+		mem, name, at, chunks := sealedStore(t, 1, 24)
+		swapGroups(mem, name, chunks[0])
+		s := checked(t, mem, 2, name)
+		put(t, s, seq(0, 16)...) // heals
+		if !s.Settled(at[0]) {
+			t.Fatal("record stays")
+		}
+		healer := s.index[at[0].Chunk].copies[0]
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		healedIn := healer.file.blob.Name()
+		fsys := vfs.NewFaulty(mem)
+		if how == "unread" {
+			fsys.SetHook(func(op vfs.Op) error {
+				if op.Kind == vfs.OpRead && path.Base(op.Name) == healedIn {
+					return errBroken
+				}
+				return nil
+			})
+		} else {
+			off := int64(healer.off) + headSize + int64(healer.front) + int64(healer.list)
+			mem.Corrupt(path.Join(testDir, healedIn), off, func(b []byte) { b[77] ^= 1 })
+		}
+		s = open(t, fsys, 3, noCache)
+		s.LoadDamage(nil) // no record any more
+		b, err := s.ReadNode(at[0])
+		if err == nil && !bytes.Equal(b, block(0)) {
+			t.Errorf("%s: wrong content is read that another copy had healed", how)
+		}
 	}
 }

@@ -75,6 +75,9 @@ func (s *Store) readRun(id ChunkID, i, end int, dst []byte) (int, error) {
 		}
 		tried = append(tried, c)
 		k, err := s.readGood(c, known, i, end, dst)
+		if err == nil && (failed != nil || s.Silent() > 0) {
+			k, err = s.proveRun(c, i, k, dst)
+		}
 		if err == nil {
 			if failed != nil {
 				s.stats.rescued.Add(1)
@@ -115,6 +118,27 @@ func (s *Store) readGood(c *chunkCopy, known *bitmap, i, end int, dst []byte) (i
 		return 0, bad
 	}
 	s.markGood(c, i, i+1)
+	return k, nil
+}
+
+// proveRun is for slots [i, i+k) of a copy that another one should have answered for: what
+// was healed there may be wrong here, and a start knows nothing of it. It returns how many
+// have their fingerprints, as far as a list tells.
+func (s *Store) proveRun(c *chunkCopy, i, k int, dst []byte) (int, error) {
+	l, err := s.loadList(c.chunk)
+	if err != nil {
+		return k, nil
+	}
+	for n := range k {
+		if l.have.has(i+n) && FingerprintOf(dst[n*BlockSize:][:BlockSize]) != l.fps[i+n] {
+			bad := &badPart{copy: c, lo: i + n, hi: i + n + 1, off: int64(c.off), reason: wrongContent}
+			if n == 0 {
+				return 0, bad
+			}
+			s.markBad(bad)
+			return n, nil
+		}
+	}
 	return k, nil
 }
 

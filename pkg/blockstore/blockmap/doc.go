@@ -22,9 +22,9 @@
 //     entry's first block to that of the next entry. The same child may stand in a node
 //     several times, with holes cut out by other entries.
 //   - A child's level is below its parent's (any number below). Only nodes that were made
-//     above what could not be read, of levels that no tree reaches otherwise, may have
-//     children of any level, 64 of them in one another at most. So no path is longer than
-//     [MaxLevels] and 64 nodes, whatever the bytes say.
+//     above a root that could not be read, of levels that no tree reaches otherwise, may have
+//     children of any level. A child in its parent's own chunk has a lower slot, and one in
+//     another chunk was there before it, so no path comes back to where it was.
 //
 // What this package must not know: volumes, snapshots, catalog, journal, files, how
 // chunks are stored, found, compressed or verified, and what a block contains.

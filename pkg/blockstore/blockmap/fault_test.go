@@ -81,7 +81,7 @@ func TestHighestRoot(t *testing.T) {
 	b := store.put1(leafPage(t, Extent{First: 100, Count: 10, Chunk: chunkA}))
 	root := store.put1(innerPage(t, MaxLevels-1, Child{First: 0, Node: a}, Child{First: 100, Node: b}))
 	next, r, _ := mustUpdate(t, tree, store, 10, root, []Extent{{First: 5, Count: 1, Chunk: chunkB}})
-	if n, err := tree.load(next, rootBound, false); err != nil || n.Level() != MaxLevels-1 || !r.InSink {
+	if n, err := tree.load(next, MaxLevels, false); err != nil || n.Level() != MaxLevels-1 || !r.InSink {
 		t.Fatalf("%+v, %+v, %v", n, r, err)
 	}
 	sameMap(t, "the new tree", tree, next, []Extent{

@@ -83,7 +83,7 @@ func (s *scanner) run(root dedup.Slot) error {
 	if root.IsZero() {
 		return s.holes(endOfSpace)
 	}
-	return s.child(root, 0, endOfSpace, rootBound)
+	return s.child(root, 0, endOfSpace, MaxLevels)
 }
 
 // before tells whether there is something to scan before block end.
@@ -141,7 +141,7 @@ func (s *scanner) child(c dedup.Slot, first, end uint64, below int) error {
 			continue
 		}
 		cFirst, cEnd := n.childRange(k-1, first, end)
-		if err := s.child(n.Child(k-1).Node, cFirst, cEnd, n.bound(below)); err != nil {
+		if err := s.child(n.Child(k-1).Node, cFirst, cEnd, n.bound()); err != nil {
 			return err
 		}
 	}

@@ -27,7 +27,7 @@ func (c *Counter) Mapped(root dedup.Slot) (int64, error) {
 	if root.IsZero() {
 		return 0, nil
 	}
-	return c.count(span{root, 0, endOfSpace}, rootBound)
+	return c.count(span{root, 0, endOfSpace}, MaxLevels)
 }
 
 func (c *Counter) count(s span, below int) (int64, error) {
@@ -55,7 +55,7 @@ func (c *Counter) count(s span, below int) (int64, error) {
 		if first >= end {
 			continue
 		}
-		blocks, err := c.count(span{n.Child(i).Node, first, end}, n.bound(below))
+		blocks, err := c.count(span{n.Child(i).Node, first, end}, n.bound())
 		if err != nil {
 			return 0, err
 		}

@@ -150,12 +150,12 @@ func checkTree(t testing.TB, tree *Tree, root Root) shape {
 			return
 		}
 		for i := range n.Len() {
-			check(n.Child(i).Node, n.Child(i).First, n.bound(below))
+			check(n.Child(i).Node, n.Child(i).First, n.bound())
 		}
 	}
 	if !root.IsZero() {
-		check(root, 0, rootBound)
-		n, _ := tree.load(root, rootBound, false)
+		check(root, 0, MaxLevels)
+		n, _ := tree.load(root, MaxLevels, false)
 		s.height = n.Level() + 1
 	}
 	return s

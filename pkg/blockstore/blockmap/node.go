@@ -91,21 +91,25 @@ func NewInner(level int, children []Child) (*Node, error) {
 // Level is 0 for a leaf; otherwise all children have lower levels.
 func (n *Node) Level() int { return int(n.level) }
 
-// maxRescues is how many nodes of rescueLevel or above may be below each other: as often
-// an image's root could not be read, and a new one was made above it.
-const maxRescues = 64
-
-// rootBound is what a root's level must be under.
-const rootBound = MaxLevels + maxRescues - 1
-
-// bound is what the levels of n's children must be under, when n's own had to be under
-// below: n's own level; but nodes from rescueLevel on stand above some of which nobody knew
-// the level, and are only counted.
-func (n *Node) bound(below int) int {
-	if n.Level() < rescueLevel || below <= MaxLevels {
+// bound is what the levels of n's children must be under: n's own level; but nodes from
+// rescueLevel on stand above some of which nobody knew the level.
+func (n *Node) bound() int {
+	if n.Level() < rescueLevel {
 		return n.Level()
 	}
-	return below - 1
+	return MaxLevels
+}
+
+// below tells whether all children of n, which is in the given slot, were made before it:
+// one in another chunk was, because its chunk has an ID, and one in n's own chunk has a
+// slot below n's. So no path leads back to n, whatever the levels are.
+func (n *Node) below(slot uint16) bool {
+	for _, e := range n.entries {
+		if n.level > 0 && e.chunk == 0 && e.slot >= slot {
+			return false
+		}
+	}
+	return true
 }
 
 // Len is the number of extents of a leaf, or of children.

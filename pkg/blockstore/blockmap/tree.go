@@ -129,7 +129,7 @@ func New(src NodeSource, cacheNodes int) *Tree {
 
 // load returns the node at s, which the caller does not change. keep says whether it
 // should stay in the cache. below is the bound that the node's level must be under:
-// rootBound, or what bound of its parent says.
+// MaxLevels, or what bound of its parent says.
 func (t *Tree) load(s dedup.Slot, below int, keep bool) (*Node, error) {
 	n, err := t.read(s, keep)
 	if err != nil {
@@ -160,6 +160,9 @@ func (t *Tree) read(s dedup.Slot, keep bool) (*Node, error) {
 	n, err := DecodeNode(page)
 	if err != nil {
 		return nil, err
+	}
+	if !n.below(s.Slot) {
+		return nil, corrupt("a child in a slot of its own chunk behind it")
 	}
 	n.self = s.Chunk
 	if t.cache != nil && keep {

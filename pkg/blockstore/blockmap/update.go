@@ -63,7 +63,7 @@ func (t *Tree) Update(root dedup.Slot, changes []Extent, sink NodeSink) (Result,
 	if root.IsZero() {
 		err = u.fresh(endOfSpace)
 	} else {
-		err = u.child(root, 0, endOfSpace, rootBound, rescueLevel)
+		err = u.child(root, 0, endOfSpace, MaxLevels, rescueLevel)
 	}
 	if err != nil {
 		return Result{}, err
@@ -222,7 +222,7 @@ func (u *update) child(s dedup.Slot, first, end uint64, below, level int) error 
 		if cFirst >= cEnd {
 			continue
 		}
-		if err := u.child(n.Child(i).Node, cFirst, cEnd, n.bound(below), n.Level()); err != nil {
+		if err := u.child(n.Child(i).Node, cFirst, cEnd, n.bound(), n.Level()); err != nil {
 			return err
 		}
 	}
@@ -338,7 +338,7 @@ func (u *update) hide(next uint64) error {
 func (u *update) reaches(s dedup.Slot, level int, end uint64) bool {
 	below := level
 	if level >= rescueLevel {
-		below = rootBound
+		below = MaxLevels
 	}
 	for {
 		n, err := u.load(s, below)
@@ -354,14 +354,14 @@ func (u *update) reaches(s dedup.Slot, level int, end uint64) bool {
 		case n.Child(k).First >= end:
 			return true
 		}
-		s, below = n.Child(k).Node, n.bound(below)
+		s, below = n.Child(k).Node, n.bound()
 	}
 }
 
 // absorb takes the content of the node at s, which comes next, into what packer l has,
 // if the node is of that level.
 func (u *update) absorb(s dedup.Slot, first, end uint64, l int) (bool, error) {
-	n, err := u.load(s, rootBound)
+	n, err := u.load(s, MaxLevels)
 	if err != nil || n.Level() != l {
 		return false, nil
 	}
@@ -429,6 +429,6 @@ func (u *update) startsBefore(s dedup.Slot, first uint64) bool {
 	if first == 0 {
 		return false
 	}
-	n, err := u.load(s, rootBound)
+	n, err := u.load(s, MaxLevels)
 	return err != nil || n.Len() > 0 && n.entries[0].first < first
 }

@@ -32,7 +32,7 @@ func (t *Tree) Walk(root dedup.Slot,
 		return nil
 	}
 	w := walker{t: t, visit: visit, o: o}
-	return w.node(root, 0, endOfSpace, rootBound)
+	return w.node(root, 0, endOfSpace, MaxLevels)
 }
 
 type walker struct {
@@ -68,7 +68,7 @@ func (w *walker) node(s dedup.Slot, first, end uint64, below int) error {
 	}
 	for i := range n.Len() {
 		cFirst, cEnd := n.childRange(i, first, end)
-		if err := w.node(n.Child(i).Node, cFirst, max(cFirst, cEnd), n.bound(below)); err != nil {
+		if err := w.node(n.Child(i).Node, cFirst, max(cFirst, cEnd), n.bound()); err != nil {
 			return err
 		}
 	}
