@@ -2,6 +2,7 @@ package blockstore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -503,8 +504,8 @@ func (w *simWorld) leaveEmptyVolume() {
 	w.ok(w.s.Close(), "close")
 }
 
-// holeOnFullDisk starts with less space than the reserve needs, and makes a hole in the last
-// volume, where there is nothing.
+// holeOnFullDisk starts with less space than the reserve needs, wants it whole while a
+// collection uses a part of it, and makes a hole in the last volume, where there is nothing.
 func (w *simWorld) holeOnFullDisk() error {
 	mem, dir := w.disk.mem, path.Join(testDir, dirReserve)
 	mem.SetCapacity(0)
@@ -526,6 +527,11 @@ func (w *simWorld) holeOnFullDisk() error {
 		return err
 	}
 	defer s.abandon()
+	s.reserve.mu.lent = 1
+	if err := s.wholeReserve(0); !errors.Is(err, ErrNoSpace) {
+		return cmp.Or(err, errors.New("what a collection uses was taken from it"))
+	}
+	s.reserve.ended()
 	v, err := s.OpenVolume(context.Background(), w.vols[len(w.vols)-1].id)
 	if err == nil {
 		if !s.isFull() {
