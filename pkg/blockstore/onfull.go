@@ -95,7 +95,7 @@ type holeWaiter struct {
 }
 
 func (v *Volume) newHoleWaiter() *holeWaiter {
-	end := time.Now().Add(holeWait)
+	end := v.store.o.Now().Add(holeWait)
 	return &holeWaiter{end: end, look: end, good: v.store.sched.good.Load()}
 }
 
@@ -113,7 +113,7 @@ func (v *Volume) awaitRoom(room <-chan struct{}, since time.Time, hole *holeWait
 	}
 	began, giveUp := v.starve(now)
 	if hole != nil && !giveUp {
-		if !closes(room, time.Until(hole.end)) {
+		if !closes(room, hole.end.Sub(now)) {
 			return since, fmt.Errorf("volume %s: no fold makes room for a hole: %w", v.id, ErrNoSpace)
 		}
 		return since, nil
@@ -153,12 +153,12 @@ func (v *Volume) awaitFold(room <-chan struct{}, hole *holeWaiter) error {
 		<-room
 		return nil
 	}
-	for !closes(room, time.Until(hole.look)) {
+	for !closes(room, hole.look.Sub(v.store.o.Now())) {
 		good := v.store.sched.good.Load()
 		if good == hole.good && v.store.sched.folding.Load() == 0 {
 			return fmt.Errorf("volume %s: no fold makes room for a hole: none succeeds: %w", v.id, ErrNoSpace)
 		}
-		hole.good, hole.look = good, time.Now().Add(holeWait)
+		hole.good, hole.look = good, v.store.o.Now().Add(holeWait)
 	}
 	return nil
 }
