@@ -265,7 +265,17 @@ func TestLookupErrors(t *testing.T) {
 		t.Errorf("error %v for no block", err)
 	}
 
-	// Levels that do not go down, as in a cycle, are an error and not a loop.
+	// A level that does not go down is an error.
+	leafRoot := Root{Chunk: store.put([][]byte{leafPage(t, Extent{First: 0, Count: 9, Chunk: chunkA})})}
+	inner := Root{Chunk: store.put([][]byte{innerPage(t, 1, Child{Node: leafRoot})})}
+	high := Root{Chunk: store.put([][]byte{innerPage(t, 1, Child{Node: inner})})}
+	for _, r := range []Root{inner, high} {
+		if err := tree.Lookup(r, 0, 1, func(Extent) error { return nil }); errors.Is(err, dedup.ErrCorrupt) != (r == high) {
+			t.Errorf("node of level 1 below one of level 1 %v: error %v", r == high, err)
+		}
+	}
+
+	// A cycle is an error and not a loop.
 	loop := Root{Chunk: store.put([][]byte{innerPage(t, 1, Child{})})}
 	if err := tree.Lookup(loop, 0, 1, nil); !errors.Is(err, dedup.ErrCorrupt) {
 		t.Errorf("cycle: error %v", err)
