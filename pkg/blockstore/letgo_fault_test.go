@@ -315,3 +315,41 @@ func TestLetGoUnderAFold(t *testing.T) {
 	ok(t, other.Close())
 	ok(t, s.Close())
 }
+
+// The record of a deleted volume that owes nothing is removed by the next start, or the start
+// fails; until then it is nobody's.
+func TestRecordOfADeletedVolume(t *testing.T) {
+	mem := vfs.NewMem()
+	s := openStore(t, mem, tightOptions())
+	info := must(s.CreateVolume(VolumeSpec{Name: "v", SizeBytes: 1 << 20}))(t)
+	var rec volumeRecord
+	e := must(get(s.cat, keyVolume+info.ID, &rec))(t)
+	rec.Deleted = true
+	must(s.commit(put(keyVolume+info.ID, rec, e.Revision), del(keyVolumeName+info.Name, catalog.ExpectAny)))(t)
+	if err := s.DeleteVolume(info.ID); !errors.Is(err, ErrNotFound) {
+		t.Errorf("deleted again: %v", err)
+	}
+	s.abandon()
+	mem.Kill()
+	broken := errors.New("the catalog is broken")
+	for n := 1; ; n++ {
+		clone := mem.Clone()
+		fsys := vfs.NewFaulty(clone)
+		hit := failNth(fsys, n, broken, func(op vfs.Op) bool {
+			return op.Kind == vfs.OpDatasync && strings.Contains(op.Name, "/"+dirCatalog+"/")
+		})
+		s, err := Open(fsys, testDir, tightOptions())
+		if hit() == "" {
+			ok(t, err)
+			wantNoJournal(t, s, info.ID, "after a start")
+			ok(t, s.Close())
+			if n < 3 {
+				t.Errorf("a start syncs the catalog %d times", n-1)
+			}
+			return
+		}
+		if err == nil || n > 20 {
+			t.Fatalf("%s fails, and the start %d: %v", hit(), n, err)
+		}
+	}
+}

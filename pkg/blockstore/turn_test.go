@@ -92,6 +92,9 @@ func TestCheckHoldsNobodyUp(t *testing.T) {
 	if _, err := s.Collect(canceled()); !errors.Is(err, context.Canceled) {
 		t.Errorf("collection beside a check: %v", err)
 	}
+	if err := s.Check(canceled(), CheckOptions{}, func(Problem) {}); !errors.Is(err, context.Canceled) {
+		t.Errorf("check beside a check: %v", err)
+	}
 	stop := runStore(t, s)
 	s.addGarbage(1 << 40)
 	s.sched.kickCollect()
@@ -257,6 +260,46 @@ func TestMarkingEndsInAnImage(t *testing.T) {
 	calls := &countdown{Context: context.Background(), left: 5}
 	if err := k.mapped(calls, s.cat.View()); !errors.Is(err, context.Canceled) || calls.after != 1 {
 		t.Errorf("check of the counts: %v, went on for %d", err, calls.after-1)
+	}
+	ok(t, v.Close())
+	ok(t, s.Close())
+}
+
+// A check ends with its context wherever it counts, and where it goes through images anew to
+// say what damage hits.
+func TestCheckEndsAnywhere(t *testing.T) {
+	s := openStore(t, vfs.NewMem(), smallOptions())
+	v := newVolume(t, s, "v", 1<<20)
+	for i := range uint64(3) { // the cuts' maps are their own
+		writeAt(t, v, noise(i, BlockSize), 0)
+		must(s.CreateSnapshot(context.Background(), v.ID(), fmt.Sprint("s", i), nil))(t)
+		foldAll(t, s)
+	}
+	writeAt(t, v, noise(9, BlockSize), 0)
+	foldAll(t, s)
+	k := &checker{s: s, report: func(p Problem) { t.Errorf("found %v", p) }}
+	gone := image{root: dedup.Slot{Chunk: dedup.ChunkID{9}}, size: 1 << 20}
+	for what, step := range map[string]func(ctx context.Context) error{
+		"counts": func(ctx context.Context) error { return k.mapped(ctx, s.cat.View()) },
+		"maps": func(ctx context.Context) error {
+			return (&checker{s: s, report: func(Problem) {}}).maps(ctx, []image{gone})
+		},
+	} {
+		n := 0
+		for ctx := (&countdown{Context: context.Background()}); ; n++ {
+			ctx.left, ctx.after = n, 0
+			err := step(ctx)
+			if ctx.after == 0 {
+				ok(t, err)
+				break
+			}
+			if !errors.Is(err, context.Canceled) || ctx.after > 1 {
+				t.Errorf("%s, ended at question %d: %v, and went on for %d", what, n, err, ctx.after-1)
+			}
+		}
+		if n < 2 {
+			t.Errorf("%s: the context was asked %d times", what, n)
+		}
 	}
 	ok(t, v.Close())
 	ok(t, s.Close())

@@ -334,3 +334,53 @@ func TestHealedWrongContentIsNotRead(t *testing.T) {
 		}
 	}
 }
+
+// A copy that cannot be proved is none that another may be dropped for.
+func TestCheckGroupFails(t *testing.T) {
+	for what, c := range map[string]struct {
+		spoil func(s *Store, mem *vfs.Mem, fsys *vfs.Faulty, c *chunkCopy)
+		want  error
+	}{
+		"its head is not read": {func(s *Store, _ *vfs.Mem, fsys *vfs.Faulty, c *chunkCopy) {
+			s.fronts.Remove(c.key)
+			fsys.SetHook(func(vfs.Op) error { return errBroken })
+		}, nil},
+		"no list is read": {func(s *Store, _ *vfs.Mem, _ *vfs.Faulty, c *chunkCopy) {
+			for _, c := range c.chunk.copies {
+				c.listBad = true
+			}
+			s.lists.drop(c.chunk.num)
+		}, ErrMissing},
+		"only a list of a part is read": {func(s *Store, _ *vfs.Mem, _ *vfs.Faulty, c *chunkCopy) {
+			c.listBad = true
+			s.lists.drop(c.chunk.num)
+		}, ErrCorrupt},
+		"it is not read": {func(_ *Store, _ *vfs.Mem, fsys *vfs.Faulty, _ *chunkCopy) {
+			fsys.SetHook(func(vfs.Op) error { return errBroken })
+		}, nil},
+		"its checksum is wrong": {func(_ *Store, mem *vfs.Mem, _ *vfs.Faulty, c *chunkCopy) {
+			off := int64(c.off) + headSize + int64(c.front) + int64(c.list)
+			mem.Corrupt(path.Join(testDir, c.file.blob.Name()), off, func(b []byte) { b[77] ^= 1 })
+		}, nil},
+	} {
+		mem := vfs.NewMem()
+		fsys := vfs.NewFaulty(mem)
+		s := open(t, fsys, 1, noCache)
+		at := put(t, s, seq(0, 16)...)
+		full := s.index[at[0].Chunk].copies[0]
+		s.markBad(&badPart{copy: full, lo: 3, hi: 4, reason: "test"})
+		put(t, s, 3) // a partial copy
+		if err := s.checkGroup(full, 0); err != nil || len(full.chunk.copies) != 2 {
+			t.Fatalf("%s: %v before", what, err)
+		}
+		c.spoil(s, mem, fsys, full)
+		err := s.checkGroup(full, 0)
+		_, bad := errors.AsType[*badPart](err)
+		if err == nil || c.want == nil && !bad || c.want != nil && !errors.Is(err, c.want) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if full.good(0) != (c.want != nil) {
+			t.Errorf("%s: slot 0 is good %v", what, full.good(0))
+		}
+	}
+}
